@@ -1,0 +1,51 @@
+# make help lists the targets.
+
+GO       ?= go
+VERSION  ?= $(shell git describe --tags --always --dirty 2>/dev/null || echo v0.1.0-dev)
+MODULE   := github.com/flanneld/flanneld
+LDFLAGS  := -s -w -X $(MODULE)/flanneld/cli.buildVersion=$(VERSION)
+SUDO     := $(if $(filter 0,$(shell id -u)),,sudo)
+TOOLS    := $(CURDIR)/test/tools/bin
+
+.PHONY: help build demo test test-unit bench lint clean
+
+help: ## show this list
+	@awk -F':.*## ' '/^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' Makefile
+
+build: ## static binaries in bin/
+	@mkdir -p bin
+	CGO_ENABLED=0 $(GO) build -trimpath -buildvcs=false -ldflags '$(LDFLAGS)' -o bin/ \
+		./flanneld ./cni/flanneld-bridge ./cni/flanneld-ipam
+
+demo: ## three hosts on this machine, until Ctrl-C; ONCE=1 ends by itself
+	@test/packages.sh demo
+	@$(MAKE) --no-print-directory build
+	@$(SUDO) bin/flanneld lab demo $(if $(ONCE),--once)
+
+test: ## all tests, installing what they need; root's are run through sudo
+	@test/packages.sh test
+	@$(MAKE) --no-print-directory build
+	@mkdir -p bin && $(GO) build -o bin/run-tests ./test/run
+	@bin/run-tests
+
+test-unit: ## what needs nothing: under a minute
+	$(GO) test ./...
+
+bench: ## compare with the peers; prints tables for docs/performance.md
+	@test/packages.sh test
+	@$(MAKE) --no-print-directory build
+	@$(SUDO) env "PATH=$$PATH" $(GO) test -count=1 -timeout=60m -run='^$$' -bench=. -benchtime=1x ./test/bench/...
+
+lint: tools ## gofmt, go vet, golangci-lint, staticcheck, deadcode
+	@test/lint.sh $(TOOLS)
+
+.PHONY: tools
+tools: $(TOOLS)/golangci-lint $(TOOLS)/staticcheck $(TOOLS)/deadcode
+
+# Pinned in test/tools/go.mod, apart from the project's own dependencies.
+$(TOOLS)/%: test/tools/go.mod test/tools/go.sum
+	@echo "building $* (once; golangci-lint takes minutes)"
+	@cd test/tools && CGO_ENABLED=0 $(GO) build -buildvcs=false -o $@ $$($(GO) list -f '{{.ImportPath}}' tool | grep '/$*$$')
+
+clean: ## remove what was built
+	rm -rf bin test/tools/bin

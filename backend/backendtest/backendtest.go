@@ -1,0 +1,430 @@
+// Package backendtest is the contract that every backend driver passes, tried
+// on hosts made of network namespaces.
+package backendtest
+
+import (
+	"encoding/json"
+	"errors"
+	"fmt"
+	"net/netip"
+	"strings"
+	"testing"
+
+	"github.com/flanneld/flanneld/backend"
+	"github.com/flanneld/flanneld/kernel/netns/netnstest"
+	"github.com/flanneld/flanneld/subnet"
+)
+
+// Suite is what the contract must know of a driver.
+type Suite struct {
+	Driver  func() backend.Driver
+	Type    string          // of the backend, in configuration and leases
+	Options json.RawMessage // the configuration's Backend; nil: defaults
+	// Damage deletes or breaks one kind of kernel object each, on a host that
+	// has peer as one of its peers: programs to run there.
+	Damage map[string]func(h *Host, peer subnet.Lease) []string
+	// Hostile are BackendData that must be skipped, besides broken JSON.
+	Hostile map[string]string
+	// Data makes BackendData of an invented peer; nil: peers need none.
+	Data func(n int) json.RawMessage
+	// MostWrites for one peer and family; 0: 4.
+	MostWrites int
+}
+
+// Run tries the driver. It needs root.
+func Run(t *testing.T, s Suite) {
+	netnstest.NeedRoot(t)
+	for name, fams := range map[string]families{"IPv4": {true, false}, "IPv6": {false, true}, "Dual": {true, true}} {
+		t.Run(name, func(t *testing.T) {
+			for name, test := range map[string]func(*testing.T, Suite, families){
+				"TrafficBothWaysAndFullSize":     testTraffic,
+				"RestartAdoptsWithoutLoss":       testRestart,
+				"PeerAddedMovedRemoved":          testMoves,
+				"StaleEntriesGo":                 testStale,
+				"DamageIsRepaired":               testDamage,
+				"DeletedDeviceComesBackAsItWas":  testDeviceDeleted,
+				"CloseForwardsAndCleanupRemoves": testCleanup,
+				"NothingChangedNothingWritten":   testWrites,
+				"HostilePeersAreSkipped":         testHostile,
+			} {
+				t.Run(name, func(t *testing.T) { test(t, s, fams) })
+			}
+		})
+	}
+}
+
+func testTraffic(t *testing.T, s Suite, fams families) {
+	c := newCluster(t, s, fams, 3)
+	c.up(t)
+	for _, h := range c.Hosts {
+		for _, o := range c.Hosts {
+			if h != o {
+				h.reach(t, o)
+			}
+		}
+	}
+	a, b := c.Hosts[0], c.Hosts[1]
+	for _, n := range b.Own.Subnets {
+		headers := 28 // IP and ICMP
+		if n.Addr().Is6() {
+			headers = 48
+		}
+		most := a.Device.Info().MTU - headers
+		if err := a.ping(t.Context(), n, "-c", "2", "-i", "0.01", "-M", "do", "-s", fmt.Sprint(most)); err != nil {
+			t.Errorf("a packet of %d bytes does not cross: %v%s", most+headers, err, a.state(t))
+		}
+		if err := a.ping(t.Context(), n, "-c", "1", "-M", "do", "-s", fmt.Sprint(most+1)); err == nil {
+			t.Errorf("a packet of %d bytes crosses, more than Info().MTU says", most+headers+1)
+		}
+	}
+	// Host processes reach pods too, with the host's address in its subnet.
+	for _, n := range b.Own.Subnets {
+		netnstest.Run(t, a.NS, "ping", "-n", "-q", "-c", "1", "-W", "1", n.Addr().Next().Next().String())
+	}
+}
+
+func testRestart(t *testing.T, s Suite, fams families) {
+	c := newCluster(t, s, fams, 2)
+	c.up(t)
+	a, b := c.Hosts[0], c.Hosts[1]
+	before := a.Device.Info()
+	var waits []func() error
+	for _, n := range b.Own.Subnets {
+		waits = append(waits, a.startPing(t, n, 300))
+	}
+	for range 3 {
+		if err := a.Device.Close(); err != nil {
+			t.Fatal(err)
+		}
+		a.Open(t)
+		a.Sync(t, a.Peers()...)
+	}
+	for _, wait := range waits {
+		if err := wait(); err != nil {
+			t.Error(err)
+		}
+	}
+	if after := a.Device.Info(); fmt.Sprint(after) != fmt.Sprint(before) {
+		t.Errorf("restart changed Info from %+v to %+v", before, after)
+	}
+}
+
+func testMoves(t *testing.T, s Suite, fams families) {
+	c := newCluster(t, s, fams, 3)
+	c.up(t)
+	a, b, third := c.Hosts[0], c.Hosts[1], c.Hosts[2]
+	a.Sync(t)
+	for _, n := range b.Own.Subnets {
+		if a.ping(t.Context(), n, "-c", "1") == nil {
+			t.Errorf("%s is still reached after its lease has gone", n)
+		}
+	}
+	a.Sync(t, b.Own)
+	a.reach(t, b)
+
+	// The third host takes over b's subnets, with another address and MAC.
+	moved := b.Own
+	moved.PublicIPs, moved.Data, moved.Revision = third.Own.PublicIPs, third.Own.Data, 99
+	ip(t, b.NS, "link", "set", "pod0", "down")
+	for _, n := range moved.Subnets {
+		third.addPod(t, n)
+	}
+	third.Own.Subnets = moved.Subnets
+	third.Sync(t, a.Own)
+	a.Sync(t, moved)
+	for _, n := range moved.Subnets {
+		if err := a.ping(t.Context(), n, "-c", "2", "-i", "0.01"); err != nil {
+			t.Errorf("moved subnet %s: %v%s", n, err, a.state(t))
+		}
+	}
+	if err := b.Device.Close(); err != nil {
+		t.Error(err)
+	}
+}
+
+func testStale(t *testing.T, s Suite, fams families) {
+	c := newCluster(t, s, fams, 3)
+	c.up(t)
+	a, b, gone := c.Hosts[0], c.Hosts[1], c.Hosts[2]
+	both := a.state(t)
+	a.Sync(t, b.Own)
+	alone := a.state(t)
+	a.Sync(t, b.Own, gone.Own)
+	if got := a.state(t); lines(got) != lines(both) {
+		t.Errorf("removing and adding a peer changed the kernel\nfrom %s\nto %s", both, got)
+	}
+	a.Device.Close()
+	a.Open(t)
+	a.Sync(t, b.Own)
+	if got := a.state(t); lines(got) != lines(alone) {
+		t.Errorf("a peer that left while nobody looked has left something:\n%s\nwanted %s", got, alone)
+	}
+	a.reach(t, b)
+}
+
+func testDamage(t *testing.T, s Suite, fams families) {
+	for name, damage := range s.Damage {
+		t.Run(name, func(t *testing.T) {
+			c := newCluster(t, s, fams, 2)
+			c.up(t)
+			a, b := c.Hosts[0], c.Hosts[1]
+			before := lines(a.state(t))
+			for _, line := range damage(a, b.Own) {
+				args := strings.Fields(line)
+				netnstest.Run(t, a.NS, args[0], args[1:]...)
+			}
+			if lines(a.state(t)) == before && !strings.HasPrefix(name, "sysctl") {
+				t.Errorf("the damage did none: %s", a.state(t))
+			}
+			a.Device.Forget()
+			a.Sync(t, a.Peers()...)
+			a.reach(t, b)
+			b.reach(t, a)
+			if after := lines(a.state(t)); after != before {
+				t.Errorf("not all is as before the damage:\n%s\nbefore:\n%s", after, before)
+			}
+			w := a.writes(t)
+			a.Device.Forget()
+			a.Sync(t, a.Peers()...)
+			if n := a.writes(t) - w; n != 0 {
+				t.Errorf("%d writes after the repair", n)
+			}
+		})
+	}
+}
+
+func testDeviceDeleted(t *testing.T, s Suite, fams families) {
+	c := newCluster(t, s, fams, 2)
+	c.up(t)
+	a, b := c.Hosts[0], c.Hosts[1]
+	info := a.Device.Info()
+	if info.Link == "" {
+		t.Skip("has no device")
+	}
+	for _, name := range append([]string{info.Link}, info.MoreLinks...) {
+		ip(t, a.NS, "link", "del", name)
+	}
+	a.Device.Forget()
+	a.Sync(t, a.Peers()...)
+	if after := a.Device.Info(); fmt.Sprint(after) != fmt.Sprint(info) {
+		t.Errorf("Info was %+v and is %+v", info, after)
+	}
+	a.reach(t, b)
+	b.reach(t, a)
+
+	// And while nobody looked: what peers know still holds.
+	a.Device.Close()
+	for _, name := range append([]string{info.Link}, info.MoreLinks...) {
+		ip(t, a.NS, "link", "del", name)
+	}
+	a.Open(t)
+	a.Sync(t, a.Peers()...)
+	if after := a.Device.Info(); fmt.Sprint(after) != fmt.Sprint(info) {
+		t.Errorf("after a restart Info was %+v and is %+v", info, after)
+	}
+	b.reach(t, a)
+}
+
+func testCleanup(t *testing.T, s Suite, fams families) {
+	c := newCluster(t, s, fams, 2)
+	a, b := c.Hosts[0], c.Hosts[1]
+	clean := lines(a.state(t))
+	c.up(t)
+	a.reach(t, b)
+	if err := a.Device.Close(); err != nil {
+		t.Fatal(err)
+	}
+	a.reach(t, b)
+	for range 2 { // it may be called again
+		if err := a.NS.Do(func() error { return a.driver.Cleanup(t.Context()) }); err != nil {
+			t.Fatal(err)
+		}
+	}
+	ip(t, a.NS, "link", "set", "pod0", "mtu", "1500")
+	if got := lines(a.state(t)); got != clean {
+		t.Errorf("left behind:\n%s\nwas:\n%s", got, clean)
+	}
+}
+
+func testWrites(t *testing.T, s Suite, fams families) {
+	c := newCluster(t, s, fams, 1)
+	c.up(t)
+	h := c.Hosts[0]
+	const n = 5000
+	peers := h.invented(n + 1)
+	sync := func(peers []subnet.Lease) uint64 {
+		t.Helper()
+		before := h.writes(t)
+		h.Sync(t, peers...)
+		return h.writes(t) - before
+	}
+	sync(peers[:n])
+	if w := sync(peers[:n]); w != 0 {
+		t.Errorf("%d writes when nothing changed", w)
+	}
+	most := uint64(max(s.MostWrites, 4)) * uint64(len(c.Config.Ranges))
+	if w := sync(peers); w == 0 || w > most {
+		t.Errorf("%d writes for one more among %d peers, want 1 to %d", w, n, most)
+	}
+	if w := sync(append(peers[:100:100], peers[101:]...)); w == 0 || w > most {
+		t.Errorf("%d writes for one less, want 1 to %d", w, most)
+	}
+	renewed := append(peers[:100:100], peers[101:]...)
+	for i := range renewed {
+		renewed[i].Revision += 1000
+	}
+	if w := sync(renewed); w != 0 {
+		t.Errorf("%d writes for renewed leases", w)
+	}
+	h.Device.Forget()
+	if w := sync(renewed); w != 0 {
+		t.Errorf("%d writes after looking at an undamaged kernel", w)
+	}
+}
+
+// invented makes leases of hosts that do not exist, sorted by key.
+func (h *Host) invented(n int) []subnet.Lease {
+	out := make([]subnet.Lease, n)
+	for i := range out {
+		l := subnet.Lease{Type: h.cluster.suite.Type, Key: fmt.Sprintf("/coreos.com/network/subnets/invented-%06d", i), Revision: int64(i)}
+		for _, r := range h.cluster.Config.Ranges {
+			raw := r.Network.Addr().AsSlice()
+			public := netip.AddrFrom4([4]byte{172, 16, byte(i >> 8), byte(i)})
+			if r.Network.Addr().Is4() {
+				// 10.1.n.0/24 has room for 256: longer subnets, then.
+				raw[2], raw[3] = byte((i+4096)>>6), byte(i<<2)
+			} else {
+				raw[6], raw[7] = byte((i+16)>>8), byte(i+16)
+				public = netip.AddrFrom16([16]byte{0: 0xfd, 1: 0x78, 14: byte(i >> 8), 15: byte(i)})
+			}
+			a, _ := netip.AddrFromSlice(raw)
+			bits := r.SubnetLen
+			if a.Is4() {
+				bits = 30
+			}
+			l.Subnets = append(l.Subnets, netip.PrefixFrom(a, bits))
+			l.PublicIPs = append(l.PublicIPs, public)
+		}
+		if data := h.cluster.suite.Data; data != nil {
+			l.Data = subnet.BackendData{V4: data(i), V6: data(i)}
+		}
+		out[i] = l
+	}
+	return out
+}
+
+func testHostile(t *testing.T, s Suite, fams families) {
+	c := newCluster(t, s, fams, 2)
+	c.up(t)
+	a, b := c.Hosts[0], c.Hosts[1]
+	before := lines(a.state(t))
+	bad := map[string]func(l *subnet.Lease){
+		"another type":     func(l *subnet.Lease) { l.Type = "no-such" },
+		"our public IP":    func(l *subnet.Lease) { l.PublicIPs = a.Own.PublicIPs },
+		"our subnet":       func(l *subnet.Lease) { l.Subnets = a.Own.Subnets },
+		"a peer's subnet":  func(l *subnet.Lease) { l.Subnets = b.Own.Subnets },
+		"no public IP":     func(l *subnet.Lease) { l.PublicIPs = nil },
+		"outside":          func(l *subnet.Lease) { l.Subnets = outside(l.Subnets) },
+		"the network":      func(l *subnet.Lease) { l.Subnets = networks(c.Config) },
+		"public IP inside": func(l *subnet.Lease) { l.PublicIPs = insides(c.Config) },
+		"invalid":          func(l *subnet.Lease) { l.Subnets, l.PublicIPs = make([]netip.Prefix, 2), make([]netip.Addr, 2) },
+	}
+	if s.Data != nil {
+		data := map[string]string{"no data": "", "broken JSON": `{"`, "a number": "7", "null": "null", "1 MB": `{"x":"` + strings.Repeat("x", 1<<20) + `"}`}
+		for name, value := range s.Hostile {
+			data[name] = value
+		}
+		for name, value := range data {
+			bad[name] = func(l *subnet.Lease) { l.Data = subnet.BackendData{V4: raw(value), V6: raw(value)} }
+		}
+		bad["our data"] = func(l *subnet.Lease) { l.Data = a.Own.Data }
+		bad["a peer's data"] = func(l *subnet.Lease) { l.Data = b.Own.Data }
+	}
+	peers := []subnet.Lease{b.Own}
+	for name, spoil := range bad {
+		l := a.invented(1)[0]
+		l.Key = "/coreos.com/network/subnets/z-" + name // after b's: the first has it
+		spoil(&l)
+		peers = append(peers, l)
+	}
+	for range 2 {
+		err := a.Device.Sync(t.Context(), a.Own, peers)
+		told := map[string]bool{}
+		for _, e := range split(err) {
+			pe, ok := errors.AsType[*backend.PeerError](e)
+			if !ok {
+				t.Errorf("not a *backend.PeerError: %v", e)
+				continue
+			}
+			told[strings.TrimPrefix(pe.Peer.Key, "/coreos.com/network/subnets/z-")] = true
+			if len(pe.Error()) > 600 {
+				t.Errorf("error of %d bytes: %.200s…", len(pe.Error()), pe)
+			}
+		}
+		for name := range bad {
+			// Without a subnet of any family there is nothing to serve, nor to report.
+			if !told[name] && name != "invalid" {
+				t.Errorf("%s: not reported", name)
+			}
+		}
+		if told[b.Own.Key] {
+			t.Errorf("the good peer is reported: %v", err)
+		}
+		a.reach(t, b)
+		if got := lines(a.state(t)); got != before {
+			t.Errorf("hostile peers changed the kernel:\n%s\nwas:\n%s", got, before)
+		}
+		a.Device.Forget()
+	}
+	a.Sync(t, b.Own)
+}
+
+// split lists the errors that a Sync joined.
+func split(err error) []error {
+	if j, ok := err.(interface{ Unwrap() []error }); ok {
+		return j.Unwrap()
+	}
+	if err == nil {
+		return nil
+	}
+	return []error{err}
+}
+
+func outside(s []netip.Prefix) (out []netip.Prefix) {
+	for _, p := range s {
+		a := netip.MustParseAddr("10.9.9.0")
+		if p.Addr().Is6() {
+			a = netip.MustParseAddr("fd09:9::")
+		}
+		out = append(out, netip.PrefixFrom(a, p.Bits()))
+	}
+	return out
+}
+
+func networks(c subnet.Config) (out []netip.Prefix) {
+	for _, r := range c.Ranges {
+		out = append(out, r.Network)
+	}
+	return out
+}
+
+func insides(c subnet.Config) (out []netip.Addr) {
+	for _, r := range c.Ranges {
+		out = append(out, subnetOf(r, 200).Addr().Next())
+	}
+	return out
+}
+
+// lines is a state without what changes by itself: order, indexes, counters,
+// neighbours that were learnt, addresses that the kernel made.
+func lines(state string) string {
+	var out []string
+	for line := range strings.Lines(state) {
+		line = strings.TrimSpace(line)
+		if line == "" || transient(line) {
+			continue
+		}
+		out = append(out, normal(line))
+	}
+	return strings.Join(sorted(out), "\n")
+}

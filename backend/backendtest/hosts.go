@@ -1,0 +1,260 @@
+package backendtest
+
+import (
+	"context"
+	"encoding/json"
+	"fmt"
+	"net/netip"
+	"os/exec"
+	"strings"
+	"testing"
+
+	"github.com/flanneld/flanneld/backend"
+	"github.com/flanneld/flanneld/kernel/netns"
+	"github.com/flanneld/flanneld/kernel/netns/netnstest"
+	"github.com/flanneld/flanneld/subnet"
+)
+
+// Host is a network namespace that plays a host, with a pod behind it.
+type Host struct {
+	NS, Pod  *netns.NS
+	Underlay backend.Underlay
+	Device   backend.Device // nil before Open
+	Own      subnet.Lease
+
+	cluster *Cluster
+	number  byte
+	driver  backend.Driver
+}
+
+// Cluster is a few hosts on one link.
+type Cluster struct {
+	Config subnet.Config
+	Hosts  []*Host
+
+	suite Suite
+	sw    *netns.NS
+}
+
+// newCluster makes hosts whose devices are not open yet.
+func newCluster(t *testing.T, s Suite, fams families, hosts int) *Cluster {
+	t.Helper()
+	c := &Cluster{suite: s, Config: subnet.Config{Backend: subnet.Backend{Type: s.Type, Raw: s.Options}}, sw: netnstest.New(t)}
+	if fams.v4 {
+		c.Config.Ranges = append(c.Config.Ranges, subnet.Range{
+			Network: netip.MustParsePrefix("10.1.0.0/16"), SubnetLen: 24,
+			SubnetMin: netip.MustParseAddr("10.1.0.0"), SubnetMax: netip.MustParseAddr("10.1.255.0"),
+		})
+	}
+	if fams.v6 {
+		c.Config.Ranges = append(c.Config.Ranges, subnet.Range{
+			Network: netip.MustParsePrefix("fd00:1::/48"), SubnetLen: 64,
+			SubnetMin: netip.MustParseAddr("fd00:1::"), SubnetMax: netip.MustParseAddr("fd00:1:0:ffff::"),
+		})
+	}
+	netnstest.Run(t, c.sw, "ip", "link", "add", "br0", "up", "type", "bridge")
+	for i := range hosts {
+		c.Hosts = append(c.Hosts, c.newHost(t, byte(i+1)))
+	}
+	return c
+}
+
+// newHost makes host number n: eth0 is 192.168.77.n and fd77::n, the pod is
+// address 2 of subnet n.
+func (c *Cluster) newHost(t *testing.T, n byte) *Host {
+	t.Helper()
+	h := &Host{NS: netnstest.New(t), Pod: netnstest.New(t), cluster: c, number: n}
+	for _, ns := range []*netns.NS{h.NS, h.Pod} {
+		// No second of silence before link-local addresses may be used.
+		netnstest.Run(t, ns, "sysctl", "-qw", "net.ipv6.conf.default.accept_dad=0")
+	}
+	wire(t, c.sw, fmt.Sprintf("host%d", n), h.NS, "eth0")
+	netnstest.Run(t, c.sw, "ip", "link", "set", fmt.Sprintf("host%d", n), "up", "master", "br0")
+	wire(t, h.NS, "pod0", h.Pod, "eth0")
+	netnstest.Run(t, h.NS, "sysctl", "-qw", "net.ipv4.ip_forward=1", "net.ipv6.conf.all.forwarding=1")
+	h.Underlay = backend.Underlay{Link: "eth0", MTU: 1500}
+	h.Own = subnet.Lease{Type: c.suite.Type, Revision: int64(n)}
+	var keys []string
+	for _, r := range c.Config.Ranges {
+		at := h.underlayAddr(r)
+		ip(t, h.NS, "addr", "add", at.String(), "dev", "eth0", "nodad")
+		h.Underlay.Addrs = append(h.Underlay.Addrs, at.Addr())
+		own := subnetOf(r, n)
+		h.Own.Subnets = append(h.Own.Subnets, own)
+		keys = append(keys, strings.ReplaceAll(own.String(), "/", "-"))
+		h.addPod(t, own)
+	}
+	h.Underlay.PublicIPs, h.Own.PublicIPs = h.Underlay.Addrs, h.Underlay.Addrs
+	h.Own.Key = "/coreos.com/network/subnets/" + strings.Join(keys, "&")
+	return h
+}
+
+// addPod gives the pod address 2 of a subnet, and the host address 1.
+func (h *Host) addPod(t *testing.T, s netip.Prefix) {
+	t.Helper()
+	gw, pod := s.Addr().Next(), s.Addr().Next().Next()
+	ip(t, h.NS, "addr", "add", netip.PrefixFrom(gw, s.Bits()).String(), "dev", "pod0", "nodad")
+	ip(t, h.Pod, "addr", "add", netip.PrefixFrom(pod, s.Bits()).String(), "dev", "eth0", "nodad")
+	if out, err := h.Pod.Run(t.Context(), "ip", family(s.Addr()), "route", "show", "default"); err == nil && out == "" {
+		ip(t, h.Pod, family(s.Addr()), "route", "add", "default", "via", gw.String())
+	}
+}
+
+func (h *Host) underlayAddr(r subnet.Range) netip.Prefix {
+	if r.Network.Addr().Is4() {
+		return netip.PrefixFrom(netip.AddrFrom4([4]byte{192, 168, 77, h.number}), 24)
+	}
+	return netip.PrefixFrom(netip.AddrFrom16([16]byte{0: 0xfd, 1: 0x77, 15: h.number}), 64)
+}
+
+// subnetOf is subnet number n of a range.
+func subnetOf(r subnet.Range, n byte) netip.Prefix {
+	raw := r.Network.Addr().AsSlice()
+	raw[r.SubnetLen/8-1] = n
+	a, _ := netip.AddrFromSlice(raw)
+	return netip.PrefixFrom(a, r.SubnetLen)
+}
+
+// Open opens the host's device with a new driver, as a started daemon does.
+func (h *Host) Open(t *testing.T) {
+	t.Helper()
+	h.driver = h.cluster.suite.Driver()
+	err := h.NS.Do(func() (err error) {
+		h.Device, err = h.driver.Open(t.Context(), h.cluster.Config, h.Underlay, fmt.Sprintf("identity-%d", h.number))
+		return err
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	dev := h.Device
+	t.Cleanup(func() { dev.Close() })
+	info := h.Device.Info()
+	h.Own.Data = info.Data
+	for _, end := range []struct {
+		ns   *netns.NS
+		name string
+	}{{h.NS, "pod0"}, {h.Pod, "eth0"}} {
+		ip(t, end.ns, "link", "set", end.name, "mtu", fmt.Sprint(info.MTU))
+	}
+}
+
+// Peers are the other hosts' leases.
+func (h *Host) Peers() []subnet.Lease {
+	var out []subnet.Lease
+	for _, o := range h.cluster.Hosts {
+		if o != h && o.Device != nil {
+			out = append(out, o.Own)
+		}
+	}
+	return out
+}
+
+// Sync syncs with the given peers and fails the test if it fails.
+func (h *Host) Sync(t *testing.T, peers ...subnet.Lease) {
+	t.Helper()
+	if err := h.Device.Sync(t.Context(), h.Own, peers); err != nil {
+		t.Fatal(err)
+	}
+}
+
+// up opens all hosts and tells each of the others.
+func (c *Cluster) up(t *testing.T) {
+	t.Helper()
+	for _, h := range c.Hosts {
+		h.Open(t)
+	}
+	for _, h := range c.Hosts {
+		h.Sync(t, h.Peers()...)
+	}
+}
+
+// writes counts what the device wrote, if it can tell.
+func (h *Host) writes(t *testing.T) uint64 {
+	t.Helper()
+	w, ok := h.Device.(interface{ Writes() uint64 })
+	if !ok {
+		t.Skipf("%T does not count its writes", h.Device)
+	}
+	return w.Writes()
+}
+
+// reach pings the other host's pod from this one's, by every family.
+func (h *Host) reach(t *testing.T, o *Host) {
+	t.Helper()
+	for _, s := range o.Own.Subnets {
+		if err := h.ping(t.Context(), s, "-c", "3", "-i", "0.01"); err != nil {
+			t.Errorf("host %d to %d: %v%s", h.number, o.number, err, h.state(t))
+		}
+	}
+}
+
+// ping pings the pod of a subnet.
+func (h *Host) ping(ctx context.Context, s netip.Prefix, args ...string) error {
+	_, err := h.Pod.Run(ctx, "ping", append([]string{"-n", "-q", "-W", "0.5", s.Addr().Next().Next().String()}, args...)...)
+	return err
+}
+
+// startPing pings in the background until wait, which says how many answers
+// of how many are missing.
+func (h *Host) startPing(t *testing.T, s netip.Prefix, count int) (wait func() error) {
+	t.Helper()
+	cmd := exec.CommandContext(t.Context(), "ping", "-n", "-q", "-W", "1", "-i", "0.005", "-c", fmt.Sprint(count), s.Addr().Next().Next().String())
+	var out strings.Builder
+	cmd.Stdout, cmd.Stderr = &out, &out
+	if err := h.Pod.Start(cmd); err != nil {
+		t.Fatal(err)
+	}
+	return func() error {
+		err := cmd.Wait()
+		if err == nil && !strings.Contains(out.String(), " 0% packet loss") {
+			err = fmt.Errorf("packets were lost")
+		}
+		if err != nil {
+			return fmt.Errorf("%w: %s", err, out.String())
+		}
+		return nil
+	}
+}
+
+// state is what the kernel has, for messages of failed tests.
+func (h *Host) state(t *testing.T) string {
+	t.Helper()
+	var out strings.Builder
+	for _, args := range [][]string{
+		{"ip", "-d", "-o", "link"}, {"ip", "-o", "addr"}, {"ip", "-N", "route"}, {"ip", "-N", "-6", "route"},
+		{"ip", "neigh"}, {"bridge", "fdb"},
+	} {
+		text, _ := h.NS.Run(context.WithoutCancel(t.Context()), args[0], args[1:]...)
+		fmt.Fprintf(&out, "\n# %s\n%s", strings.Join(args, " "), text)
+	}
+	return out.String()
+}
+
+// wire lays a cable between two namespaces and switches both ends on.
+func wire(t *testing.T, a *netns.NS, aName string, b *netns.NS, bName string) {
+	t.Helper()
+	ip(t, a, "link", "add", aName, "up", "type", "veth", "peer", "name", bName, "netns", b.Path())
+	ip(t, b, "link", "set", bName, "up")
+}
+
+func ip(t *testing.T, ns *netns.NS, args ...string) {
+	t.Helper()
+	netnstest.Run(t, ns, "ip", args...)
+}
+
+func family(a netip.Addr) string {
+	if a.Is4() {
+		return "-4"
+	}
+	return "-6"
+}
+
+// families a cluster has.
+type families struct{ v4, v6 bool }
+
+func raw(s string) json.RawMessage {
+	if s == "" {
+		return nil
+	}
+	return json.RawMessage(s)
+}

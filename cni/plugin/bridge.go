@@ -1,0 +1,457 @@
+package plugin
+
+import (
+	"crypto/rand"
+	"crypto/sha256"
+	"errors"
+	"fmt"
+	"net"
+	"net/netip"
+	"slices"
+
+	"github.com/containernetworking/cni/pkg/types"
+	types100 "github.com/containernetworking/cni/pkg/types/100"
+	"github.com/flanneld/flanneld/ipam"
+	"github.com/flanneld/flanneld/kernel/link"
+	"github.com/flanneld/flanneld/kernel/netns"
+	"github.com/flanneld/flanneld/kernel/nft/cnitable"
+)
+
+func bridgeCommands() commands {
+	return commands{
+		name: "flanneld-bridge",
+		add:  bridgeAdd, del: bridgeDel, check: bridgeCheck, status: bridgeStatus, gcFunc: bridgeGC,
+	}
+}
+
+// attachment is one ADD at work. What it has done so far is what undo takes
+// back.
+type attachment struct {
+	*call
+	key    ipam.Key
+	pool   *ipam.Network
+	ports  *link.Ports
+	target *netns.NS
+	space  space
+	routes []*types.Route
+	dns    types.DNS
+	mtu    int
+
+	held      *ipam.Held
+	filter    *cnitable.Table // nil: not needed, or the kernel has none
+	delegated bool
+}
+
+func bridgeAdd(c *call) (_ types.Result, err error) {
+	a, err := newAttachment(c)
+	if err != nil {
+		return nil, err
+	}
+	defer a.close()
+	defer func() {
+		if err != nil {
+			a.undo()
+		}
+	}()
+	if err = a.reserve(); err != nil {
+		return nil, err
+	}
+	if err = a.permit(); err != nil {
+		return nil, err
+	}
+	br, err := a.bridge()
+	if err != nil {
+		return nil, err
+	}
+	if err = a.plug(br); err != nil {
+		return nil, err
+	}
+	if err = a.held.Attached(); err != nil {
+		return nil, fail(codeStorage, err)
+	}
+	r := a.result(br)
+	return r, c.print(r)
+}
+
+// newAttachment validates all that can be without changing anything.
+func newAttachment(c *call) (*attachment, error) {
+	if err := c.conf.validate(); err != nil {
+		return nil, err
+	}
+	a := &attachment{call: c, key: ipam.Key{ContainerID: c.containerID, IfName: c.ifName}, routes: c.conf.IPAM.Routes}
+	if a.target, a.dns = nil, c.conf.DNS; c.conf.IPAM.Type == ownIPAM {
+		var err error
+		if a.space, err = c.conf.space(); err != nil {
+			return nil, err
+		}
+		if c.conf.IPAM.ResolvConf != "" && a.dns.IsEmpty() {
+			if a.dns, err = resolvConf(c.conf.IPAM.ResolvConf); err != nil {
+				return nil, err
+			}
+		}
+	}
+	if a.mtu = c.conf.MTU; a.mtu == 0 {
+		a.mtu = a.space.mtu
+	}
+	var err error
+	if a.target, err = openTarget(c.netns); err != nil {
+		return nil, err
+	}
+	if a.pool, err = ipam.Open(c.conf.dataDir(), c.conf.Name); err == nil {
+		a.ports, err = link.OpenPorts()
+	}
+	if err != nil {
+		a.close()
+		return nil, fail(codeKernel, err)
+	}
+	return a, nil
+}
+
+// openTarget opens the container's namespace, which must not be the one that
+// we are in.
+func openTarget(path string) (*netns.NS, error) {
+	target, err := netns.Open(path)
+	if err != nil {
+		return nil, failf(types.ErrInvalidNetNS, "CNI_NETNS=%s: %v", clip(path), err)
+	}
+	there, err := target.ID()
+	here, err2 := hostNS()
+	if err = errors.Join(err, err2); err == nil && there == here {
+		err = failf(types.ErrInvalidNetNS, "CNI_NETNS=%s is the host's own network namespace: a container needs one of its own; nothing was changed", clip(path))
+	}
+	if err != nil {
+		target.Close()
+		return nil, fail(types.ErrInvalidNetNS, err)
+	}
+	return target, nil
+}
+
+func hostNS() (netns.ID, error) {
+	here, err := netns.Current()
+	if err != nil {
+		return netns.ID{}, err
+	}
+	defer here.Close()
+	return here.ID()
+}
+
+func (a *attachment) close() {
+	if a.target != nil {
+		a.target.Close()
+	}
+	if a.ports != nil {
+		a.ports.Close()
+	}
+	if a.filter != nil {
+		a.filter.Close()
+	}
+	if a.held != nil {
+		a.held.Close()
+	}
+}
+
+// undo takes back a failed ADD: nothing of it stays.
+func (a *attachment) undo() {
+	if a.held != nil {
+		// What cannot be removed keeps its reservation, and is found by DEL and
+		// GC.
+		if clearAttachment(a.ports, a.held.Record) == nil {
+			_ = a.held.Release()
+		}
+	}
+	if a.delegated {
+		_, _ = a.delegate("DEL")
+	}
+}
+
+// reserve takes the addresses and writes the record.
+func (a *attachment) reserve() error {
+	want, err := a.wanted()
+	if err != nil {
+		return err
+	}
+	mac, err := a.mac()
+	if err != nil {
+		return err
+	}
+	here, err := hostNS()
+	if err != nil {
+		return fail(codeKernel, err)
+	}
+	names, labels := a.names()
+	r := ipam.Record{
+		ContainerID: a.containerID, IfName: a.ifName, NetNS: a.netns, HostNS: here.Ino, Bridge: a.conf.Bridge,
+		HostLink: a.key.HostLink(a.conf.Name), Masquerade: a.conf.IPMasq, Names: names, Labels: labels,
+	}
+	q := ipam.Request{Sets: a.space.sets, Want: want, Stale: a.stale, Fill: func(r *ipam.Record) { fillMAC(r, mac) }}
+	if t := a.conf.IPAM.Type; t != "" && t != ownIPAM {
+		// What an earlier ADD left must go before the other plugin is asked.
+		if err := a.replace(); err != nil {
+			return err
+		}
+		if err := a.addressesOfOther(&r); err != nil {
+			return err
+		}
+		q.Want = nil
+	} else if t == "" {
+		q.Want = nil
+	}
+	r.Guarded = len(r.Addresses)+len(q.Sets) > 0 && (a.conf.SpoofCheck == nil || *a.conf.SpoofCheck)
+	a.held, err = a.pool.Reserve(r, q)
+	if errors.Is(err, ipam.ErrExists) {
+		if err = a.replace(); err == nil {
+			a.held, err = a.pool.Reserve(r, q)
+		}
+	}
+	return reserveError(err)
+}
+
+func reserveError(err error) error {
+	switch {
+	case err == nil:
+		return nil
+	case errors.Is(err, ipam.ErrFull):
+		return fail(codeFull, err)
+	case errors.Is(err, ipam.ErrTaken), errors.Is(err, ipam.ErrOutside):
+		return fail(codeTaken, err)
+	case errors.Is(err, ipam.ErrBusy):
+		return fail(types.ErrTryAgainLater, err)
+	default:
+		return fail(codeStorage, err)
+	}
+}
+
+// addressesOfOther runs another IPAM plugin.
+func (a *attachment) addressesOfOther(r *ipam.Record) error {
+	got, err := a.delegateAdd()
+	if err != nil {
+		return err
+	}
+	a.delegated = true
+	for _, ip := range got.IPs {
+		p, ok := prefix(ip.Address)
+		if !ok {
+			return failf(codeDelegate, "IPAM plugin %s returned address %s", a.conf.IPAM.Type, ip.Address.String())
+		}
+		gw := addr(ip.Gateway)
+		if !gw.IsValid() && a.conf.IsGateway {
+			gw = p.Masked().Addr().Next()
+		}
+		r.Addresses = append(r.Addresses, p)
+		r.Gateways = append(r.Gateways, gw)
+		a.space.inside = append(a.space.inside, p.Masked())
+	}
+	a.routes = got.Routes
+	if a.dns.IsEmpty() {
+		a.dns = got.DNS
+	}
+	return nil
+}
+
+// fillMAC derives the container's MAC from its first address: whoever gets
+// that address next has the same MAC, and nobody's neighbour table is wrong.
+func fillMAC(r *ipam.Record, asked net.HardwareAddr) {
+	mac := asked
+	if mac == nil && len(r.Addresses) > 0 {
+		mac = macOf(r.Addresses[0].Addr())
+	}
+	if mac == nil {
+		mac = hashMAC(r.HostLink + "inside")
+	}
+	r.MAC = mac.String()
+}
+
+// macOf is a locally administered MAC made of an address.
+func macOf(a netip.Addr) net.HardwareAddr {
+	if a.Is4() {
+		return append(net.HardwareAddr{0x0a, 0x58}, a.AsSlice()...)
+	}
+	return hashMAC(a.String())
+}
+
+func hashMAC(s string) net.HardwareAddr {
+	sum := sha256.Sum256([]byte(s))
+	return append(net.HardwareAddr{0x0e}, sum[:5]...)
+}
+
+// replace clears away what an ADD that was killed left of this attachment. An
+// attachment that is in use is an error.
+func (a *attachment) replace() error {
+	h, err := a.pool.Find(a.key)
+	if err != nil || h == nil {
+		return reserveError(err)
+	}
+	defer h.Close()
+	if h.Record.Attached && h.Intact {
+		if _, err := a.ports.Port(h.Record.HostLink); err == nil {
+			return failf(codeExists, "container %s is attached to network %s as %s already, with address %v: DEL it first", a.containerID, a.conf.Name, a.ifName, h.Record.Addresses)
+		}
+	}
+	return removeAttachment(a.ports, h)
+}
+
+// stale tells whether the allocation may take a record's addresses, and then
+// removes what is left of it.
+func (a *attachment) stale(r ipam.Record) bool {
+	here, err := hostNS()
+	if err != nil || r.HostNS != 0 && r.HostNS != here.Ino {
+		return false
+	}
+	if r.Attached {
+		if _, err := a.ports.Port(r.HostLink); !errors.Is(err, link.ErrNoLink) {
+			return false
+		}
+	}
+	return clearAttachment(a.ports, r) == nil
+}
+
+// permit tells the packet filter about the container before it exists.
+func (a *attachment) permit() error {
+	r := &a.held.Record
+	if !r.Masquerade && !r.Guarded || len(r.Addresses) == 0 {
+		return nil
+	}
+	var err error
+	if a.filter, err = cnitable.Open(); err == nil {
+		err = a.filter.Add(filterOf(*r, a.space.inside), a.others)
+	}
+	if err == nil || errors.Is(err, cnitable.ErrUnsupported) && !r.Masquerade {
+		return nil
+	}
+	if errors.Is(err, cnitable.ErrUnsupported) {
+		// Without the bridge family masquerading may still work.
+		only := *r
+		only.Guarded = false
+		if a.filter != nil {
+			err = a.filter.Add(filterOf(only, a.space.inside), a.others)
+		}
+	}
+	if err != nil {
+		return failf(codeKernel, "ipMasq: %v: load nf_tables, or set ipMasq to false", err)
+	}
+	return nil
+}
+
+// others are the network's attachments, for rules that somebody flushed.
+func (a *attachment) others() []cnitable.Attachment {
+	var out []cnitable.Attachment
+	for h, err := range a.pool.All() {
+		if err == nil && h.Record.HostLink != "" {
+			out = append(out, filterOf(h.Record, a.space.inside))
+		}
+	}
+	return out
+}
+
+func filterOf(r ipam.Record, inside []netip.Prefix) cnitable.Attachment {
+	mac, _ := net.ParseMAC(r.MAC)
+	f := cnitable.Attachment{
+		Network: r.Network, Link: r.HostLink, MAC: mac, Masquerade: r.Masquerade, Guard: r.Guarded && mac != nil, Inside: inside,
+	}
+	for _, p := range r.Addresses {
+		f.Addresses = append(f.Addresses, p.Addr())
+	}
+	return f
+}
+
+// bridge makes the bridge ready, with the gateways' addresses on it.
+func (a *attachment) bridge() (link.Port, error) {
+	r := a.held.Record
+	want := link.Bridge{Name: a.conf.Bridge, MTU: a.mtu, Force: a.conf.ForceAddress, Promisc: a.conf.PromiscMode}
+	for i, gw := range r.Gateways {
+		if !gw.IsValid() {
+			continue
+		}
+		if want.MAC == nil {
+			want.MAC = macOf(gw)
+		}
+		p := netip.PrefixFrom(gw, r.Addresses[i].Bits())
+		if a.conf.IsGateway && !slices.Contains(want.Addresses, p) {
+			want.Addresses = append(want.Addresses, p)
+		}
+	}
+	if want.MAC == nil {
+		want.MAC = make(net.HardwareAddr, 6)
+		_, _ = rand.Read(want.MAC)
+		want.MAC[0] = 0x0a
+	}
+	br, err := a.ports.Bridge(want)
+	if err != nil {
+		if _, ok := errors.AsType[*link.AddressError](err); ok {
+			return br, fail(codeBridge, err)
+		}
+		return br, fail(codeKernel, err)
+	}
+	return br, prepareHost(a.conf.Bridge, want.Addresses)
+}
+
+// result describes the attachment (section 5, "Add Success").
+func (a *attachment) result(br link.Port) *types100.Result {
+	r := a.held.Record
+	res := &types100.Result{
+		CNIVersion: types100.ImplementedSpecVersion,
+		Interfaces: []*types100.Interface{
+			{Name: br.Name, Mac: br.MAC.String()},
+			{Name: r.HostLink, Mac: hashMAC(r.HostLink).String()},
+			{Name: a.ifName, Mac: r.MAC, Sandbox: a.netns, Mtu: a.mtu},
+		},
+		Routes: a.allRoutes(), DNS: a.dns,
+	}
+	if res.Interfaces[2].Mtu == 0 {
+		res.Interfaces[2].Mtu = 1500
+	}
+	for i, p := range r.Addresses {
+		c := &types100.IPConfig{Interface: types100.Int(2), Address: netIP(p)}
+		if gw := r.Gateways[i]; gw.IsValid() {
+			c.Gateway = gw.AsSlice()
+		}
+		res.IPs = append(res.IPs, c)
+	}
+	return res
+}
+
+// allRoutes are the configured routes and, with isDefaultGateway, the default
+// ones.
+func (a *attachment) allRoutes() []*types.Route {
+	routes := slices.Clone(a.routes)
+	if !a.conf.IsDefaultGateway {
+		return routes
+	}
+	for _, gw := range a.held.Record.Gateways {
+		if !gw.IsValid() {
+			continue
+		}
+		all := netip.PrefixFrom(netip.IPv4Unspecified(), 0)
+		if !gw.Is4() {
+			all = netip.PrefixFrom(netip.IPv6Unspecified(), 0)
+		}
+		if !slices.ContainsFunc(routes, func(r *types.Route) bool { p, ok := prefix(r.Dst); return ok && p == all }) {
+			routes = append(routes, &types.Route{Dst: netIP(all), GW: gw.AsSlice()})
+		}
+	}
+	return routes
+}
+
+// names and labels that the engine gives the container.
+func (c *call) names() (names []string, labels map[string]string) {
+	if n := c.args["K8S_POD_NAME"]; n != "" {
+		names = append(names, n)
+	}
+	for _, n := range c.conf.RuntimeConfig.Aliases[c.conf.Name] {
+		if !slices.Contains(names, n) {
+			names = append(names, n)
+		}
+	}
+	labels = map[string]string{}
+	if ns := c.args["K8S_POD_NAMESPACE"]; ns != "" {
+		labels["io.kubernetes.pod.namespace"] = ns
+	}
+	for _, l := range c.conf.Args.CNI.Labels {
+		labels[l.Key] = l.Value
+	}
+	return names, labels
+}
+
+func alias(r ipam.Record) string {
+	return clip(fmt.Sprintf("flanneld %s %s %s", r.Network, r.ContainerID, r.IfName))
+}

@@ -1,0 +1,239 @@
+package plugin
+
+import (
+	"errors"
+	"fmt"
+	"net"
+	"net/netip"
+	"os"
+	"path/filepath"
+	"strings"
+
+	"github.com/flanneld/flanneld/kernel/link"
+	"github.com/flanneld/flanneld/kernel/netns"
+	"golang.org/x/sys/unix"
+)
+
+// plug makes the veth pair and configures its inner end.
+func (a *attachment) plug(br link.Port) error {
+	r := a.held.Record
+	mac, err := net.ParseMAC(r.MAC)
+	if err != nil {
+		return fail(codeStorage, err)
+	}
+	v := link.Veth{
+		Name: r.HostLink, MAC: hashMAC(r.HostLink), Alias: alias(r), Bridge: br.Index, Hairpin: a.conf.HairpinMode, Isolated: a.conf.PortIsolation,
+		MTU: a.mtu, Peer: a.ifName, PeerMAC: mac, PeerNS: a.target.FD(),
+	}
+	err = a.ports.AddVeth(v)
+	if errors.Is(err, unix.EEXIST) {
+		if err = a.clearWay(v); err == nil {
+			err = a.ports.AddVeth(v)
+		}
+	}
+	if err != nil {
+		return fail(codeKernel, err)
+	}
+	if err := a.target.Do(a.fillIn); err != nil {
+		return fail(codeKernel, fmt.Errorf("container %s, interface %s: %w", a.containerID, a.ifName, err))
+	}
+	if len(r.Addresses) == 0 || !a.conf.IsGateway {
+		return nil
+	}
+	var addrs []netip.Addr
+	for _, p := range r.Addresses {
+		addrs = append(addrs, p.Addr())
+	}
+	if err := a.ports.Learn(br.Index, addrs, mac); err != nil {
+		return fail(codeKernel, err)
+	}
+	return nil
+}
+
+// clearWay is called when one of the two names is taken. A host link of ours
+// without a record is a leftover; an interface in the container is not ours
+// to take away.
+func (a *attachment) clearWay(v link.Veth) error {
+	err := a.target.Do(func() error {
+		in, err := link.OpenPorts()
+		if err != nil {
+			return err
+		}
+		defer in.Close()
+		_, err = in.Port(v.Peer)
+		return err
+	})
+	if err == nil {
+		return failf(codeExists, "there is an interface %s in the container's network namespace %s already: it was left as it is", v.Peer, a.netns)
+	}
+	if !errors.Is(err, link.ErrNoLink) {
+		return err
+	}
+	return a.ports.Delete(v.Name)
+}
+
+// fillIn runs inside the container's namespace.
+func (a *attachment) fillIn() error {
+	in, err := link.OpenPorts()
+	if err != nil {
+		return err
+	}
+	defer in.Close()
+	eth, err := in.Port(a.ifName)
+	if err != nil {
+		return err
+	}
+	r := a.held.Record
+	if err := a.sysctls(r.Addresses); err != nil {
+		return err
+	}
+	want := link.Inside{Index: eth.Index, Addresses: r.Addresses, DAD: a.conf.EnableDAD}
+	for _, cr := range a.allRoutes() {
+		to, ok := prefix(cr.Dst)
+		if !ok {
+			return fmt.Errorf("route to %s is not understood", cr.Dst.String())
+		}
+		route := link.Inroute{To: to, Gateway: addr(cr.GW), MTU: cr.MTU, AdvMSS: cr.AdvMSS, Priority: cr.Priority}
+		if cr.Table != nil {
+			route.Table = *cr.Table
+		}
+		if cr.Scope != nil {
+			route.Scope = *cr.Scope
+		}
+		if !route.Gateway.IsValid() && route.Scope != unix.RT_SCOPE_LINK {
+			route.Gateway = a.gatewayFor(to)
+		}
+		want.Routes = append(want.Routes, route)
+	}
+	return in.FillIn(want)
+}
+
+// gatewayFor is the gateway of the family of a route that names none.
+func (a *attachment) gatewayFor(to netip.Prefix) netip.Addr {
+	for _, gw := range a.held.Record.Gateways {
+		if gw.IsValid() && gw.Is4() == to.Addr().Is4() {
+			return gw
+		}
+	}
+	return netip.Addr{}
+}
+
+// sysctls of the container's interface: no router advertisements are
+// believed, an address is usable at once, and neighbours are told of it.
+func (a *attachment) sysctls(addrs []netip.Prefix) error {
+	v6 := false
+	for _, p := range addrs {
+		v6 = v6 || !p.Addr().Is4()
+	}
+	dad := "0"
+	if a.conf.EnableDAD {
+		dad = "1"
+	}
+	for _, s := range []struct {
+		family, key, value string
+	}{{"ipv6", "accept_ra", "0"}, {"ipv6", "accept_dad", dad}, {"ipv4", "arp_notify", "1"}} {
+		if err := setSysctl(s.family, a.ifName, s.key, s.value); err != nil {
+			return err
+		}
+	}
+	if !v6 {
+		return nil
+	}
+	if err := setSysctl("ipv6", a.ifName, "disable_ipv6", "0"); err != nil {
+		return err
+	}
+	return setSysctl("ipv6", "lo", "disable_ipv6", "0")
+}
+
+func sysctlPath(family, link, key string) string {
+	return "/proc/sys/net/" + family + "/conf/" + link + "/" + key
+}
+
+// setSysctl sets a value of the calling thread's namespace unless it is so
+// already; a kernel without the key needs no setting.
+func setSysctl(family, link, key, value string) error {
+	return writeSysctl(sysctlPath(family, link, key), value)
+}
+
+func writeSysctl(path, value string) error {
+	f, err := os.OpenFile(path, os.O_RDWR, 0)
+	if errors.Is(err, os.ErrNotExist) {
+		return nil
+	}
+	if err != nil {
+		// Read-only /proc/sys is fine where the value is right.
+		if b, e := os.ReadFile(path); e == nil && strings.TrimSpace(string(b)) == value {
+			return nil
+		}
+		return fmt.Errorf("set %s to %s: %w", path, value, err)
+	}
+	defer f.Close()
+	have := make([]byte, 16)
+	n, _ := f.Read(have)
+	if strings.TrimSpace(string(have[:n])) == value {
+		return nil
+	}
+	if _, err := f.WriteAt([]byte(value), 0); err != nil {
+		return fmt.Errorf("set %s to %s: %w", path, value, err)
+	}
+	return nil
+}
+
+// prepareHost lets the host forward for the bridge's families, and keeps it
+// from believing router advertisements of containers.
+func prepareHost(bridge string, gateways []netip.Prefix) error {
+	if err := setSysctl("ipv6", bridge, "accept_ra", "0"); err != nil {
+		return fail(codeKernel, err)
+	}
+	for _, p := range gateways {
+		var err error
+		if p.Addr().Is4() {
+			err = writeSysctl("/proc/sys/net/ipv4/ip_forward", "1")
+		} else {
+			err = forwardIPv6(bridge)
+		}
+		if err != nil {
+			return fail(codeKernel, err)
+		}
+	}
+	return nil
+}
+
+// forwardIPv6 switches forwarding on. The kernel would then stop believing
+// router advertisements, and the underlay would lose its default route:
+// interfaces that believe them go on doing so.
+func forwardIPv6(bridge string) error {
+	const all = "/proc/sys/net/ipv6/conf/all/forwarding"
+	b, err := os.ReadFile(all)
+	if err != nil || strings.TrimSpace(string(b)) == "1" {
+		return nil
+	}
+	paths, err := filepath.Glob("/proc/sys/net/ipv6/conf/*/accept_ra")
+	if err != nil {
+		return err
+	}
+	for _, path := range paths {
+		name := filepath.Base(filepath.Dir(path))
+		if name == "all" || name == "default" || name == "lo" || name == bridge {
+			continue
+		}
+		if b, err := os.ReadFile(path); err == nil && strings.TrimSpace(string(b)) == "1" {
+			if err := writeSysctl(path, "2"); err != nil {
+				return err
+			}
+		}
+	}
+	return writeSysctl(all, "1")
+}
+
+// inside calls f with a socket in the namespace.
+func inside(target *netns.NS, f func(*link.Ports) error) error {
+	return target.Do(func() error {
+		in, err := link.OpenPorts()
+		if err != nil {
+			return err
+		}
+		defer in.Close()
+		return f(in)
+	})
+}

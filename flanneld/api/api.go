@@ -1,0 +1,150 @@
+// Package api is the daemon's local API: its wire types and a client. The
+// daemon serves it on a unix socket that only root may open.
+package api
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"net/http"
+	"net/netip"
+	"os"
+	"strings"
+	"syscall"
+	"time"
+)
+
+// Socket is where the daemon listens.
+const Socket = "/run/flannel/flanneld.sock"
+
+// Verdict is the state of this host's part of the network in one word.
+type Verdict string
+
+// Verdicts, best first.
+const (
+	OK       Verdict = "ok"       // everything as it should be
+	Degraded Verdict = "degraded" // traffic flows, something needs attention
+	Down     Verdict = "down"     // this host is not in the network
+)
+
+// Status is GET /v1/status.
+type Status struct {
+	Verdict Verdict `json:"verdict"`
+	// Reasons say why the verdict is not OK, each with its remedy.
+	Reasons []string `json:"reasons,omitempty"`
+	// Notices need no action: records skipped, things set up on the host.
+	Notices []string  `json:"notices,omitempty"`
+	Version string    `json:"version"`
+	Node    string    `json:"node"`
+	Started time.Time `json:"started"`
+	Etcd    Etcd      `json:"etcd"`
+	Network *Network  `json:"network,omitempty"` // nil before the lease
+	Peers   []Peer    `json:"peers"`
+}
+
+// Etcd is the daemon's relation to the store.
+type Etcd struct {
+	Endpoints []string `json:"endpoints"`
+	Connected bool     `json:"connected"`
+	Error     string   `json:"error,omitempty"`
+	// Since is when Connected last changed.
+	Since    time.Time `json:"since"`
+	Embedded *Embedded `json:"embedded,omitempty"`
+}
+
+// Embedded is the etcd server inside the daemon.
+type Embedded struct {
+	Listen   string `json:"listen"`
+	Size     int64  `json:"size_bytes"`
+	Quota    int64  `json:"quota_bytes"`
+	Refusing string `json:"refusing,omitempty"` // why it takes no writes
+}
+
+// Network is this host's part of the pod network.
+type Network struct {
+	Name       string         `json:"name"`
+	Networks   []netip.Prefix `json:"networks"`
+	Subnets    []netip.Prefix `json:"subnets"`
+	PublicIPs  []netip.Addr   `json:"public_ips"`
+	Underlay   string         `json:"underlay"`
+	Driver     string         `json:"driver"`
+	Device     string         `json:"device,omitempty"`
+	MTU        int            `json:"mtu"`
+	Masquerade bool           `json:"masquerade"`
+	Filter     string         `json:"filter"` // "nftables" or "iptables"
+	// Held is since when the lease is held without a break.
+	Held time.Time `json:"held"`
+	// Synced is when the kernel was last made equal to the leases.
+	Synced    time.Time `json:"synced"`
+	SyncError string    `json:"sync_error,omitempty"`
+}
+
+// Peer is another host's lease.
+type Peer struct {
+	Node      string         `json:"node,omitempty"` // empty for flannel's own hosts
+	Subnets   []netip.Prefix `json:"subnets"`
+	PublicIPs []netip.Addr   `json:"public_ips"`
+	Driver    string         `json:"driver"`
+	// Known is since when this daemon knows it.
+	Known time.Time `json:"known"`
+	// Synced is when it was last made true in the kernel.
+	Synced time.Time `json:"synced"`
+	// Live says whether the host renews its hosts/ record; nil if it has
+	// none to renew (flannel).
+	Live  *bool  `json:"live,omitempty"`
+	Error string `json:"error,omitempty"` // why it is not served
+}
+
+// Client talks to a daemon.
+type Client struct{ http http.Client }
+
+// NewClient returns a client of the daemon behind a socket.
+func NewClient(socket string) *Client {
+	return &Client{http.Client{
+		Timeout: 5 * time.Second,
+		Transport: &http.Transport{
+			DisableKeepAlives: true,
+			DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) {
+				var d net.Dialer
+				return d.DialContext(ctx, "unix", socket)
+			},
+		},
+	}}
+}
+
+// ErrNotRunning: nobody listens on the socket.
+var ErrNotRunning = errors.New("flanneld is not running on this host: start it with systemctl start flanneld, or by hand (flanneld --help)")
+
+// Status asks for the daemon's status.
+func (c *Client) Status(ctx context.Context) (Status, error) {
+	var s Status
+	return s, c.get(ctx, "/v1/status", &s)
+}
+
+func (c *Client) get(ctx context.Context, path string, into any) error {
+	req, err := http.NewRequestWithContext(ctx, http.MethodGet, "http://flanneld"+path, nil)
+	if err != nil {
+		return err
+	}
+	resp, err := c.http.Do(req)
+	switch {
+	case errors.Is(err, os.ErrPermission):
+		return fmt.Errorf("open %s: only root may ask flanneld: use sudo", Socket)
+	case errors.Is(err, os.ErrNotExist), errors.Is(err, syscall.ECONNREFUSED):
+		return ErrNotRunning
+	case err != nil:
+		return fmt.Errorf("ask flanneld for %s: %w", path, err)
+	}
+	defer resp.Body.Close()
+	if resp.StatusCode != http.StatusOK {
+		text, _ := io.ReadAll(io.LimitReader(resp.Body, 4096)) // the status says enough without it
+		return fmt.Errorf("flanneld answered %s to %s: %s", resp.Status, path, strings.TrimSpace(string(text)))
+	}
+	if err := json.NewDecoder(resp.Body).Decode(into); err != nil {
+		return fmt.Errorf("read flanneld's answer to %s: %w", path, err)
+	}
+	return nil
+}

@@ -1,0 +1,145 @@
+package cli
+
+import (
+	"cmp"
+	"context"
+	"encoding/json"
+	"fmt"
+	"io"
+	"net/netip"
+	"strings"
+	"text/tabwriter"
+	"time"
+
+	"github.com/flanneld/flanneld/flanneld/api"
+	"github.com/flanneld/flanneld/flanneld/server"
+)
+
+// status is "flanneld status".
+func status(ctx context.Context, args []string, stdout, stderr io.Writer) int {
+	fs := newFlags("status", "[-o json]", `Show whether this host's part of the network is healthy, and why not.
+The first line is the verdict: ok, degraded (traffic flows, something needs attention) or down.
+Ends with 0 for ok, 1 for degraded, 2 for down.`,
+		"flanneld status", "flanneld status -o json")
+	output := fs.String("o", "text", "output `FORMAT`: text or json")
+	if code, done := parse(fs, args, stdout, stderr); done {
+		return code
+	}
+	if *output != "text" && *output != "json" {
+		return usageErr(stderr, fs, fmt.Errorf("-o=%s: use text or json", *output))
+	}
+	s, err := api.NewClient(api.Socket).Status(ctx)
+	if err != nil {
+		fmt.Fprintln(stderr, err)
+		return exitDown
+	}
+	if *output == "json" {
+		enc := json.NewEncoder(stdout)
+		enc.SetIndent("", "  ")
+		_ = enc.Encode(s) // nobody is left to tell
+	} else {
+		printStatus(stdout, s, time.Now())
+	}
+	switch s.Verdict {
+	case api.OK:
+		return exitOK
+	case api.Degraded:
+		return exitFailure
+	default:
+		return exitDown
+	}
+}
+
+// Exit codes of status beside exitOK and exitFailure.
+const exitDown = 2
+
+// printStatus is the text that people read; the golden file shows it.
+func printStatus(w io.Writer, s api.Status, now time.Time) {
+	first := min(1, len(s.Reasons))
+	fmt.Fprintln(w, server.Line(api.Status{Verdict: s.Verdict, Reasons: s.Reasons[:first]}))
+	for _, r := range s.Reasons[first:] {
+		fmt.Fprintf(w, "  also: %s\n", r)
+	}
+	fmt.Fprintln(w)
+	tw := tabwriter.NewWriter(w, 0, 0, 2, ' ', 0)
+	row := func(name, format string, a ...any) { fmt.Fprintf(tw, "%s\t%s\n", name, fmt.Sprintf(format, a...)) }
+	row("host", "%s, flanneld %s, up %s", s.Node, s.Version, age(now, s.Started))
+	etcd := "connected since " + age(now, s.Etcd.Since)
+	if !s.Etcd.Connected {
+		etcd = "out of reach since " + age(now, s.Etcd.Since)
+	}
+	row("etcd", "%s, %s", strings.Join(s.Etcd.Endpoints, " "), etcd)
+	if e := s.Etcd.Embedded; e != nil {
+		row("", "embedded, listens on %s, %d of %d MiB", e.Listen, e.Size>>20, e.Quota>>20)
+	}
+	if n := s.Network; n != nil {
+		row("network", "%s %s", n.Name, join(n.Networks))
+		row("lease", "%s, held since %s", join(n.Subnets), age(now, n.Held))
+		row("underlay", "%s on %s", join(n.PublicIPs), n.Underlay)
+		row("tunnel", "%s, device %s, MTU %d", n.Driver, n.Device, n.MTU)
+		masq := "no masquerade"
+		if n.Masquerade {
+			masq = "masquerade"
+		}
+		row("rules", "%s, %s", n.Filter, masq)
+		row("synced", "%s ago", age(now, n.Synced))
+	}
+	_ = tw.Flush() // a terminal that went away needs no error
+	if len(s.Peers) > 0 {
+		fmt.Fprintf(w, "\n%d peers\n", len(s.Peers))
+		fmt.Fprintln(tw, "HOST\tSUBNET\tADDRESS\tTUNNEL\tKNOWN\tSYNCED\tSTATE")
+		for _, p := range s.Peers {
+			fmt.Fprintf(tw, "%s\t%s\t%s\t%s\t%s\t%s\t%s\n", cmp.Or(p.Node, "-"), join(p.Subnets), join(p.PublicIPs), p.Driver,
+				age(now, p.Known), age(now, p.Synced), peerState(p))
+		}
+		_ = tw.Flush()
+	}
+	for i, n := range s.Notices {
+		if i == 0 {
+			fmt.Fprintln(w, "\nset on this host")
+		}
+		fmt.Fprintf(w, "  %s\n", n)
+	}
+}
+
+func peerState(p api.Peer) string {
+	switch {
+	case p.Error != "":
+		return "not served: " + p.Error
+	case p.Live == nil:
+		return "no liveness (flannel)"
+	case *p.Live:
+		return "live"
+	default:
+		return "silent"
+	}
+}
+
+func join[T netip.Addr | netip.Prefix](xs []T) string {
+	var b strings.Builder
+	for i, x := range xs {
+		if i > 0 {
+			b.WriteString(" ")
+		}
+		fmt.Fprint(&b, x)
+	}
+	return b.String()
+}
+
+// age is a duration as people read it: 3s, 12m, 5h, 9d.
+func age(now, t time.Time) string {
+	if t.IsZero() {
+		return "-"
+	}
+	d := max(0, now.Sub(t))
+	switch {
+	case d < 2*time.Minute:
+		return fmt.Sprintf("%ds", int(d.Seconds()))
+	case d < 2*time.Hour:
+		return fmt.Sprintf("%dm", int(d.Minutes()))
+	case d < 48*time.Hour:
+		return fmt.Sprintf("%dh", int(d.Hours()))
+	default:
+		return fmt.Sprintf("%dd", int(d.Hours()/24))
+	}
+}

@@ -1,0 +1,152 @@
+package daemon
+
+import (
+	"context"
+	"fmt"
+	"maps"
+	"net/netip"
+	"slices"
+	"strings"
+	"time"
+
+	"github.com/flanneld/flanneld/flanneld/api"
+	"github.com/flanneld/flanneld/subnet"
+)
+
+// Status asks the network's goroutine for its status; see server.Daemon.
+func (n *network) Status(ctx context.Context) (api.Status, error) {
+	reply := make(chan api.Status, 1)
+	select {
+	case n.asks <- reply:
+	case <-ctx.Done():
+		return api.Status{}, ctx.Err()
+	}
+	select {
+	case s := <-reply:
+		return s, nil
+	case <-ctx.Done():
+		return api.Status{}, ctx.Err()
+	}
+}
+
+// status describes everything; only the network's goroutine calls it.
+func (n *network) status(now time.Time) api.Status {
+	s := api.Status{
+		Version: n.self.Version,
+		Node:    n.self.Name,
+		Started: n.started,
+		Etcd: api.Etcd{
+			Endpoints: n.cfg.Etcd.Endpoints,
+			Connected: n.viewed && n.storeErr == nil,
+			Since:     n.storeTurn,
+		},
+		Notices: slices.Clone(n.kernel.notes),
+		Peers:   []api.Peer{},
+	}
+	if n.storeErr != nil {
+		s.Etcd.Error = n.storeErr.Error()
+	}
+	if n.embed != nil {
+		s.Etcd.Embedded = n.embed.status()
+	}
+	if n.lease != nil && n.device != nil {
+		s.Network = n.networkStatus()
+		for _, p := range n.peers.Current() {
+			s.Peers = append(s.Peers, n.peerStatus(p))
+		}
+		slices.SortFunc(s.Peers, func(a, b api.Peer) int { return slices.CompareFunc(a.Subnets, b.Subnets, netip.Prefix.Compare) })
+	}
+	n.judge(&s, now)
+	return s
+}
+
+func (n *network) networkStatus() *api.Network {
+	info := n.device.Info()
+	w := &api.Network{
+		Name:       "default",
+		Subnets:    n.lease.Subnets,
+		PublicIPs:  n.lease.PublicIPs,
+		Underlay:   n.underlay.Link,
+		Driver:     n.opened.Backend.Type,
+		Device:     info.Link,
+		MTU:        info.MTU,
+		Masquerade: n.cfg.IPMasq,
+		Filter:     n.kernel.filterName,
+		Held:       n.leased,
+		Synced:     n.synced,
+	}
+	w.Networks = networks(n.opened)
+	if n.syncErr != nil {
+		w.SyncError = n.syncErr.Error()
+	}
+	return w
+}
+
+func (n *network) peerStatus(p subnet.Lease) api.Peer {
+	out := api.Peer{
+		Node: p.Node, Subnets: p.Subnets, PublicIPs: p.PublicIPs, Driver: p.Type,
+		Known: n.known[p.Key], Synced: n.synced, Error: n.unserved[p.Key],
+	}
+	if p.Identity != "" {
+		live := false
+		for _, h := range n.view.Hosts {
+			live = live || h.Identity == p.Identity
+		}
+		out.Live = &live
+	}
+	return out
+}
+
+// judge sets the verdict and the reasons for it.
+func (n *network) judge(s *api.Status, now time.Time) {
+	down := func(format string, a ...any) {
+		s.Verdict = api.Down
+		s.Reasons = append(s.Reasons, fmt.Sprintf(format, a...))
+	}
+	degraded := func(format string, a ...any) {
+		if s.Verdict != api.Down {
+			s.Verdict = api.Degraded
+		}
+		s.Reasons = append(s.Reasons, fmt.Sprintf(format, a...))
+	}
+	s.Verdict = api.OK
+	switch {
+	case n.waiting != "":
+		down("waiting for %s since %s", n.waiting, since(now, n.waitSince))
+	case n.device == nil:
+		down("%s", n.lastTrouble)
+	case n.syncErr != nil:
+		down("the kernel is not as it should be: %v", n.syncErr)
+	}
+	if n.storeErr != nil && n.viewed {
+		degraded("etcd is out of reach since %s, traffic goes on: %v", since(now, n.storeTurn), n.storeErr)
+	}
+	if n.keepErr != nil {
+		degraded("lease: %v", n.keepErr)
+	}
+	if n.viewed && n.view.ConfigErr != nil && len(n.view.Config.Ranges) > 0 {
+		degraded("the configuration in etcd is not used, the former one stays: %v", n.view.ConfigErr)
+	}
+	for _, key := range slices.Sorted(maps.Keys(n.unserved)) {
+		degraded("%s", n.unserved[key])
+	}
+	if n.hostErr != nil {
+		degraded("set up this host: %v", n.hostErr)
+	}
+	if n.cniErr != nil {
+		degraded("--cni-install: %v", n.cniErr)
+	}
+	for _, p := range n.kernel.forward.Problems() {
+		degraded("%s", p)
+	}
+	for _, p := range n.view.Problems {
+		degraded("skipped %v", p)
+	}
+	if s.Etcd.Embedded != nil && s.Etcd.Embedded.Refusing != "" {
+		degraded("embedded etcd takes no writes: %s", s.Etcd.Embedded.Refusing)
+	}
+}
+
+func since(now, t time.Time) string { return now.Sub(t).Round(time.Second).String() }
+
+func joinEndpoints(e []string) string { return strings.Join(e, ", ") }

@@ -1,0 +1,160 @@
+// Package server answers the local API and the health checks of one daemon.
+package server
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"net"
+	"net/http"
+	"net/netip"
+	"os"
+	"path/filepath"
+	"time"
+
+	"golang.org/x/sync/errgroup"
+
+	"github.com/flanneld/flanneld/flanneld/api"
+)
+
+// Daemon is what the server asks. Its method may be called concurrently.
+type Daemon interface {
+	// Status returns the present status; an error if the daemon does not
+	// come round to answering before ctx ends.
+	Status(ctx context.Context) (api.Status, error)
+}
+
+// Options says where to listen.
+type Options struct {
+	Socket  string         // unix socket of the local API
+	Healthz netip.AddrPort // health server; port 0: none
+}
+
+// patience is how long the daemon may take to answer before it counts as stuck.
+const patience = 3 * time.Second
+
+// Run serves until ctx ends. Listening problems are returned at once.
+func Run(ctx context.Context, d Daemon, o Options) error {
+	local, err := listenUnix(o.Socket)
+	if err != nil {
+		return err
+	}
+	g, ctx := errgroup.WithContext(ctx)
+	g.Go(func() error { return serve(ctx, local, apiHandler(d)) })
+	if o.Healthz.Port() != 0 {
+		health, err := net.Listen("tcp", o.Healthz.String())
+		if err != nil {
+			return errors.Join(local.Close(), fmt.Errorf("listen for health checks on %s: %w: choose others with --healthz-ip and --healthz-port", o.Healthz, err))
+		}
+		g.Go(func() error { return serve(ctx, health, healthHandler(d)) })
+	}
+	return g.Wait()
+}
+
+// listenUnix makes a socket that only root can open. The caller holds the
+// host's lock, so what is there is left over from a daemon that died.
+func listenUnix(path string) (net.Listener, error) {
+	if err := os.MkdirAll(filepath.Dir(path), 0o755); err != nil {
+		return nil, fmt.Errorf("make the directory of the local API: %w", err)
+	}
+	if err := os.Remove(path); err != nil && !errors.Is(err, os.ErrNotExist) {
+		return nil, fmt.Errorf("remove the former socket: %w", err)
+	}
+	l, err := net.Listen("unix", path)
+	if err != nil {
+		return nil, fmt.Errorf("listen for the local API: %w", err)
+	}
+	if err := os.Chmod(path, 0o600); err != nil {
+		return nil, errors.Join(l.Close(), fmt.Errorf("restrict the local API to root: %w", err))
+	}
+	return l, nil
+}
+
+func serve(ctx context.Context, l net.Listener, h http.Handler) error {
+	s := &http.Server{
+		Handler:           h,
+		ReadHeaderTimeout: 5 * time.Second,
+		WriteTimeout:      10 * time.Second,
+		IdleTimeout:       30 * time.Second,
+		MaxHeaderBytes:    8 << 10,
+	}
+	stop := context.AfterFunc(ctx, func() { _ = s.Close() })
+	defer stop()
+	if err := s.Serve(l); !errors.Is(err, http.ErrServerClosed) {
+		return fmt.Errorf("serve %s: %w", l.Addr(), err)
+	}
+	return nil
+}
+
+func apiHandler(d Daemon) http.Handler {
+	mux := http.NewServeMux()
+	mux.HandleFunc("GET /v1/status", func(w http.ResponseWriter, r *http.Request) {
+		s, err := ask(r.Context(), d)
+		if err != nil {
+			http.Error(w, err.Error(), http.StatusServiceUnavailable)
+			return
+		}
+		w.Header().Set("Content-Type", "application/json")
+		_ = json.NewEncoder(w).Encode(s) // a client that went away needs no answer
+	})
+	return mux
+}
+
+// healthHandler: /healthz says that the daemon lives, /readyz that this host
+// is in the network: lease registered, kernel equal to the leases.
+func healthHandler(d Daemon) http.Handler {
+	mux := http.NewServeMux()
+	answer := func(w http.ResponseWriter, code int, text string) {
+		w.Header().Set("Content-Type", "text/plain; charset=utf-8")
+		w.WriteHeader(code)
+		fmt.Fprintln(w, text)
+	}
+	mux.HandleFunc("GET /healthz", func(w http.ResponseWriter, r *http.Request) {
+		s, err := ask(r.Context(), d)
+		if err != nil {
+			answer(w, http.StatusServiceUnavailable, err.Error())
+			return
+		}
+		if _, verbose := r.URL.Query()["verbose"]; verbose {
+			answer(w, http.StatusOK, Line(s))
+			return
+		}
+		answer(w, http.StatusOK, "ok")
+	})
+	mux.HandleFunc("GET /readyz", func(w http.ResponseWriter, r *http.Request) {
+		s, err := ask(r.Context(), d)
+		switch {
+		case err != nil:
+			answer(w, http.StatusServiceUnavailable, err.Error())
+		case s.Verdict == api.Down:
+			answer(w, http.StatusServiceUnavailable, Line(s))
+		default:
+			answer(w, http.StatusOK, Line(s))
+		}
+	})
+	return mux
+}
+
+func ask(ctx context.Context, d Daemon) (api.Status, error) {
+	ctx, cancel := context.WithTimeout(ctx, patience)
+	defer cancel()
+	s, err := d.Status(ctx)
+	if err != nil {
+		return s, fmt.Errorf("the daemon does not answer within %v: it hangs in a system call or is overloaded; see its log", patience)
+	}
+	return s, nil
+}
+
+// Line is the verdict and the reasons for it in one line.
+func Line(s api.Status) string {
+	line := string(s.Verdict)
+	for i, r := range s.Reasons {
+		if i == 0 {
+			line += ": " + r
+		} else {
+			line += "; " + r
+		}
+	}
+	return line
+}

@@ -1,0 +1,150 @@
+package nft
+
+import (
+	"encoding/binary"
+	"net/netip"
+
+	"github.com/google/nftables"
+	"github.com/google/nftables/expr"
+	"golang.org/x/sys/unix"
+)
+
+// Pieces of rules. All of them work through register 1 (16 bytes); a
+// concatenation continues in the 32-bit registers behind it.
+const (
+	reg      = 1
+	reg32    = 8 // unix.NFT_REG32_00, the same memory as register 1
+	ifName   = 16
+	dportOff = 2
+)
+
+type match []expr.Any
+
+// all joins matches: every one of them must hold.
+func all(ms ...match) match {
+	var out match
+	for _, m := range ms {
+		out = append(out, m...)
+	}
+	return out
+}
+
+func meta(key expr.MetaKey, op expr.CmpOp, data []byte) match {
+	return match{&expr.Meta{Key: key, Register: reg}, &expr.Cmp{Op: op, Register: reg, Data: data}}
+}
+
+func linkName(name string) []byte {
+	b := make([]byte, ifName)
+	copy(b[:ifName-1], name)
+	return b
+}
+
+func in(link string) match    { return meta(expr.MetaKeyIIFNAME, expr.CmpOpEq, linkName(link)) }
+func notIn(link string) match { return meta(expr.MetaKeyIIFNAME, expr.CmpOpNeq, linkName(link)) }
+func out(link string) match   { return meta(expr.MetaKeyOIFNAME, expr.CmpOpEq, linkName(link)) }
+
+func protocol(p uint8) match { return meta(expr.MetaKeyL4PROTO, expr.CmpOpEq, []byte{p}) }
+
+func family(v4 bool) match {
+	f := byte(unix.NFPROTO_IPV6)
+	if v4 {
+		f = unix.NFPROTO_IPV4
+	}
+	return meta(expr.MetaKeyNFPROTO, expr.CmpOpEq, []byte{f})
+}
+
+func loadPort(register uint32) *expr.Payload {
+	return &expr.Payload{DestRegister: register, Base: expr.PayloadBaseTransportHeader, Offset: dportOff, Len: 2}
+}
+
+func dport(p uint16) match {
+	return match{loadPort(reg), &expr.Cmp{Op: expr.CmpOpEq, Register: reg, Data: binary.BigEndian.AppendUint16(nil, p)}}
+}
+
+func dportIn(set string) match {
+	return match{loadPort(reg), &expr.Lookup{SourceRegister: reg, SetName: set}}
+}
+
+// loadAddr loads the first n bytes of a packet's address.
+func loadAddr(v4, source bool, n uint32) *expr.Payload {
+	p := &expr.Payload{DestRegister: reg, Base: expr.PayloadBaseNetworkHeader, Offset: 24, Len: n}
+	switch {
+	case v4 && source:
+		p.Offset = 12
+	case v4:
+		p.Offset = 16
+	case source:
+		p.Offset = 8
+	}
+	return p
+}
+
+func addrLen(v4 bool) uint32 {
+	if v4 {
+		return 4
+	}
+	return 16
+}
+
+// from and to match an address of the packet against a prefix; the family
+// must have been matched before.
+func from(p netip.Prefix) match { return addrWithin(p, true) }
+func to(p netip.Prefix) match   { return addrWithin(p, false) }
+
+func addrWithin(p netip.Prefix, source bool) match {
+	v4, bits := p.Addr().Is4(), p.Bits()
+	n := max((bits+7)/8, 1)
+	want := p.Masked().Addr().AsSlice()[:n]
+	m := match{loadAddr(v4, source, uint32(n))}
+	if bits%8 != 0 || bits == 0 {
+		mask := make([]byte, n)
+		for i := range bits {
+			mask[i/8] |= 0x80 >> (i % 8)
+		}
+		m = append(m, &expr.Bitwise{SourceRegister: reg, DestRegister: reg, Len: uint32(n), Mask: mask, Xor: make([]byte, n)})
+	}
+	return append(m, &expr.Cmp{Op: expr.CmpOpEq, Register: reg, Data: want})
+}
+
+func sourceIn(v4 bool, set string) match {
+	return match{loadAddr(v4, true, addrLen(v4)), &expr.Lookup{SourceRegister: reg, SetName: set}}
+}
+
+// destinationIn matches destination address and port against a set.
+func destinationIn(v4 bool, set string) match {
+	return match{
+		loadAddr(v4, false, addrLen(v4)),
+		loadPort(reg32 + addrLen(v4)/4),
+		&expr.Lookup{SourceRegister: reg, SetName: set},
+	}
+}
+
+// notTheWayBack matches packets whose source address the routes would not
+// send back through the interface that they came from.
+func notTheWayBack() match {
+	return match{
+		&expr.Fib{Register: reg, FlagSADDR: true, FlagIIF: true, ResultOIF: true},
+		&expr.Cmp{Op: expr.CmpOpEq, Register: reg, Data: make([]byte, 4)},
+	}
+}
+
+func toThisHost() match {
+	return match{
+		&expr.Fib{Register: reg, FlagDADDR: true, ResultADDRTYPE: true},
+		&expr.Cmp{Op: expr.CmpOpEq, Register: reg, Data: binary.NativeEndian.AppendUint32(nil, unix.RTN_LOCAL)},
+	}
+}
+
+func drop() match  { return match{&expr.Counter{}, &expr.Verdict{Kind: expr.VerdictDrop}} }
+func leave() match { return match{&expr.Verdict{Kind: expr.VerdictReturn}} }
+func masq() match  { return match{&expr.Masq{FullyRandom: true}} }
+func jump(chain string) match {
+	return match{&expr.Verdict{Kind: expr.VerdictJump, Chain: chain}}
+}
+
+func setType(v4 bool) nftables.SetDatatype {
+	if v4 {
+		return nftables.TypeIPAddr
+	}
+	return nftables.TypeIP6Addr
+}

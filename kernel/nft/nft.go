@@ -1,0 +1,219 @@
+// Package nft makes kernel/rules true with nftables, by netlink alone: no
+// program is run.
+//
+// Everything is in one table, inet flanneld. Other tables are read only (see
+// Watch). What our table must hold is a plain value (plan.go); Sync compares
+// it with what the kernel holds and writes the difference in one transaction,
+// so that every packet sees either the old rules or the new ones.
+package nft
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net/netip"
+
+	"github.com/google/nftables"
+	"github.com/mdlayher/netlink"
+	"golang.org/x/sys/unix"
+
+	"github.com/flanneld/flanneld/kernel/rules"
+)
+
+// Table is the name of our table, of family inet.
+const Table = "flanneld"
+
+// sendBuffer bounds one transaction: the elements of 100,000 peers and more.
+const sendBuffer = 8 << 20
+
+// receiveBuffer holds the kernel's answers to every message of a transaction.
+const receiveBuffer = 2 << 20
+
+// Filter is our table in one network namespace. It is not safe for
+// concurrent use.
+type Filter struct {
+	conn *nftables.Conn
+	gen  *generation
+
+	last rules.Rules
+	// have is what the kernel held at generation seen; nil: not known.
+	have *table
+	seen uint32
+}
+
+var _ rules.Filter = (*Filter)(nil)
+
+// New returns the filter of the calling thread's network namespace. It
+// returns rules.ErrNotSupported, with the reason, if the kernel lacks
+// nf_tables or an expression that we need; Linux 5.2 with CONFIG_NF_TABLES_INET,
+// NFT_NAT, NFT_MASQ and NFT_FIB_INET has them all. It leaves nothing in the kernel.
+func New() (*Filter, error) {
+	f, err := open()
+	if err != nil {
+		return nil, err
+	}
+	if err := f.probe(); err != nil {
+		return nil, errors.Join(err, f.Close())
+	}
+	return f, nil
+}
+
+func open() (*Filter, error) {
+	gen, err := openGeneration()
+	if err != nil {
+		return nil, err
+	}
+	conn, err := dial()
+	if err != nil {
+		return nil, errors.Join(err, gen.Close())
+	}
+	return &Filter{conn: conn, gen: gen}, nil
+}
+
+func dial() (*nftables.Conn, error) {
+	conn, err := nftables.New(nftables.AsLasting(), nftables.WithSockOptions(func(c *netlink.Conn) error {
+		return errors.Join(c.SetWriteBuffer(sendBuffer), c.SetReadBuffer(receiveBuffer))
+	}))
+	if err != nil {
+		return nil, fmt.Errorf("open nf_tables socket: %w", err)
+	}
+	return conn, nil
+}
+
+// Close lets go of the sockets; the rules stay.
+func (f *Filter) Close() error { return errors.Join(f.conn.CloseLasting(), f.gen.Close()) }
+
+// Sync implements rules.Filter. While nobody else writes to nf_tables and r
+// stays the same it is one small request to the kernel.
+func (f *Filter) Sync(ctx context.Context, r rules.Rules) error {
+	gen, err := f.gen.Get()
+	if err != nil {
+		return err
+	}
+	if f.have != nil && gen == f.seen && r.Equal(f.last) {
+		return nil
+	}
+	local := func(netip.Addr) bool { return false }
+	if len(r.Guard) > 0 {
+		if local, err = localAddrs(); err != nil {
+			return err
+		}
+	}
+	want, err := planOf(r, local)
+	if err != nil {
+		return err
+	}
+	if err := f.become(ctx, want, gen); err != nil {
+		return fmt.Errorf("program nftables table inet %s: %w", Table, err)
+	}
+	f.last = r.Clone()
+	return nil
+}
+
+// Remove implements rules.Filter.
+func (f *Filter) Remove(ctx context.Context) error {
+	gen, err := f.gen.Get()
+	if err != nil {
+		return err
+	}
+	f.have, f.last = nil, rules.Rules{}
+	if err := f.become(ctx, table{}, gen); err != nil {
+		return fmt.Errorf("remove nftables table inet %s: %w", Table, err)
+	}
+	return nil
+}
+
+// Forget drops what the filter believes about the kernel: the next Sync
+// reads it.
+func (f *Filter) Forget() { f.have = nil }
+
+// become makes the kernel hold want. gen is the present generation.
+func (f *Filter) become(ctx context.Context, want table, gen uint32) error {
+	want.exists = len(want.chains) > 0 || len(want.sets) > 0
+	var errs error
+	for range 2 { // once more if somebody else wrote between reading and writing
+		if err := ctx.Err(); err != nil {
+			return err
+		}
+		have := f.have
+		if have == nil || gen != f.seen {
+			t, err := f.read()
+			if err != nil {
+				return err
+			}
+			have = &t
+		}
+		f.have = nil
+		commits, err := f.write(*have, want)
+		if err != nil {
+			errs = errors.Join(errs, err)
+			if gen, err = f.restart(); err != nil {
+				return errors.Join(errs, err)
+			}
+			continue
+		}
+		now, err := f.gen.Get()
+		if err != nil {
+			return err
+		}
+		if now == gen+uint32(commits) { // nobody else wrote: this is what is there
+			f.have, f.seen = &want, now
+		}
+		return nil
+	}
+	return errs
+}
+
+// restart forgets messages that were not sent and answers that were not read.
+func (f *Filter) restart() (gen uint32, err error) {
+	conn, err := dial()
+	if err != nil {
+		return 0, err
+	}
+	f.conn, conn = conn, f.conn
+	if err := conn.CloseLasting(); err != nil {
+		return 0, fmt.Errorf("close nf_tables socket: %w", err)
+	}
+	return f.gen.Get()
+}
+
+// probe makes a table with everything that we need and deletes it in the same
+// transaction: no packet ever sees it, and the kernel says what it lacks. (A
+// transaction that is refused would cost 20 ms: it waits for all readers.)
+func (f *Filter) probe() error {
+	if _, err := f.gen.Get(); err != nil {
+		return err
+	}
+	t := f.conn.AddTable(&nftables.Table{Name: Table + "-probe", Family: nftables.TableFamilyINet})
+	policy := nftables.ChainPolicyAccept
+	f.conn.AddChain(&nftables.Chain{Name: "nat", Table: t, Type: nftables.ChainTypeNAT,
+		Hooknum: nftables.ChainHookPostrouting, Priority: nftables.ChainPriorityNATSource, Policy: &policy})
+	c := f.conn.AddChain(&nftables.Chain{Name: "rules", Table: t})
+	for _, m := range []match{masq(), notTheWayBack(), toThisHost()} {
+		f.conn.AddRule(&nftables.Rule{Table: t, Chain: c, Exprs: m})
+	}
+	f.conn.DelTable(t)
+	err := f.conn.Flush()
+	switch {
+	case err == nil:
+		return nil
+	case errors.Is(err, unix.EPERM):
+		return fmt.Errorf("nftables: needs CAP_NET_ADMIN: %w", err)
+	}
+	return fmt.Errorf("%w: nf_tables with masquerade and fib in family inet (Linux 5.2 or newer with NF_TABLES_INET, NFT_NAT, NFT_MASQ, NFT_FIB_INET): %w",
+		rules.ErrNotSupported, err)
+}
+
+// Cleanup removes what a Filter left in the calling thread's network
+// namespace. Where there is nothing, or no nf_tables, it does nothing.
+func Cleanup(ctx context.Context) error {
+	f, err := open()
+	if err != nil {
+		return err
+	}
+	err = f.Remove(ctx)
+	if errors.Is(err, rules.ErrNotSupported) {
+		err = nil
+	}
+	return errors.Join(err, f.Close())
+}

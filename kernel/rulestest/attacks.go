@@ -1,0 +1,188 @@
+package rulestest
+
+import (
+	"fmt"
+	"net"
+	"net/netip"
+	"os/exec"
+	"strings"
+	"syscall"
+	"testing"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/flanneld/flanneld/kernel/netns"
+)
+
+const victimPort = 5555
+
+// victim listens in a container and tells which payloads arrive.
+type victim struct {
+	t *testing.T
+	c *net.UDPConn
+}
+
+func newVictim(t *testing.T, n *netns.NS) *victim {
+	return &victim{t, listenUDP(t, n, victimPort)}
+}
+
+// gets tells whether the payload arrives.
+func (v *victim) gets(payload string) bool {
+	v.t.Helper()
+	_ = v.c.SetReadDeadline(time.Now().Add(patience))
+	b := make([]byte, 256)
+	for {
+		n, err := v.c.Read(b)
+		if err != nil {
+			return false
+		}
+		if string(b[:n]) == payload {
+			return true
+		}
+	}
+}
+
+// attack is a forged tunnel packet.
+type attack struct {
+	from  *netns.NS
+	to    netip.Addr // of host A
+	inner netip.Addr // source inside
+}
+
+func attacks(w *world, f addrs) map[string]attack {
+	out := map[string]attack{
+		"a stranger on the underlay":                                 {w.stranger, f.a, f.b1},
+		"a stranger on the underlay, to the gateway address":         {w.stranger, f.gatewayA, f.b1},
+		"a container of this host, to its gateway":                   {w.a1, f.gatewayA, f.b1},
+		"a container of this host, to the underlay address":          {w.a1, f.a, f.b1},
+		"a container of a peer as somebody outside":                  {w.b1, f.a, f.stranger},
+		"a container of a peer as a container of this host":          {w.b1, f.a, f.a1},
+		"a container of a peer through the tunnel":                   {w.b1, f.gatewayA, f.b1},
+		"a container of a peer, as this host's own underlay address": {w.b1, f.a, f.b},
+	}
+	if f.a.Is4() {
+		out["a stranger, by broadcast"] = attack{w.stranger, netip.MustParseAddr("192.168.77.255"), f.b1}
+	}
+	return out
+}
+
+// works tells whether the victim, a2, gets the inner packet.
+func (a attack) works(t *testing.T, f addrs, v *victim, name string) bool {
+	t.Helper()
+	mac, err := net.ParseMAC(f.mac)
+	if err != nil {
+		t.Fatal(err)
+	}
+	payload := fmt.Sprintf("%s %d", name, time.Now().UnixNano())
+	send(t, a.from, at(a.to, tunnelPort), vxlan(1, mac, at(a.inner, 1234), at(f.a2, victimPort), payload))
+	return v.gets(payload)
+}
+
+func strangerGetsIn(t *testing.T, w *world, f addrs) bool {
+	t.Helper()
+	v := newVictim(t, w.a2)
+	defer v.c.Close()
+	return attack{w.stranger, f.a, f.b1}.works(t, f, v, "stranger")
+}
+
+// peerGetsIn tells whether a real packet of a container of host B arrives.
+func peerGetsIn(t *testing.T, w *world, f addrs) bool {
+	t.Helper()
+	return seenAs(t, w.b1, netip.Addr{}, at(f.a2, echoPort)) == f.b1.String()
+}
+
+func testAttacks(t *testing.T, w *world, s Subject) {
+	v := newVictim(t, w.a2)
+	masqueradeOnB(t, w)
+	for _, f := range both() {
+		for name, a := range attacks(w, f) {
+			if !a.works(t, f, v, name) {
+				t.Errorf("%s: %s does not work without the rules: the test proves nothing", f.name, name)
+			}
+		}
+	}
+	flt := open(t, w, s)
+	flt.sync(wanted())
+	for _, f := range both() {
+		for name, a := range attacks(w, f) {
+			if a.works(t, f, v, name) {
+				t.Errorf("%s: %s gets in", f.name, name)
+			}
+		}
+		if !peerGetsIn(t, w, f) {
+			t.Errorf("%s: a peer does not get in", f.name)
+		}
+	}
+}
+
+// masqueradeOnB makes what containers of host B send to the underlay come from
+// host B.
+func masqueradeOnB(t *testing.T, w *world) {
+	t.Helper()
+	const rules = `
+add table inet b
+add chain inet b post { type nat hook postrouting priority 100; }
+add rule inet b post oifname eth0 ip saddr 10.1.0.0/16 masquerade
+add rule inet b post oifname eth0 ip6 saddr fd00:1::/48 masquerade`
+	err := w.b.Do(func() error {
+		cmd := exec.Command("nft", "-f", "-")
+		cmd.Stdin = strings.NewReader(rules)
+		return cmd.Run()
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		if err := w.b.Do(exec.Command("nft", "delete", "table", "inet", "b").Run); err != nil {
+			t.Error(err)
+		}
+	})
+}
+
+func testPeerChange(t *testing.T, w *world, s Subject) {
+	flt := open(t, w, s)
+	r := wanted()
+	for i := range 5000 {
+		r.Tunnel.Peers = append(r.Tunnel.Peers, netip.AddrFrom4([4]byte{172, 16, byte(i >> 8), byte(i)}))
+	}
+	start := time.Now()
+	flt.sync(r)
+	first := time.Since(start)
+	fam := both()
+	if strangerGetsIn(t, w, fam[0]) || strangerGetsIn(t, w, fam[1]) {
+		t.Error("a stranger gets in")
+	}
+	joined := r.Clone()
+	joined.Tunnel.Peers = append(joined.Tunnel.Peers, fam[0].stranger, fam[1].stranger)
+	start = time.Now()
+	flt.sync(joined)
+	t.Logf("sync of 5,000 peers: %v; two more: %v", first, time.Since(start))
+	for _, f := range fam {
+		if !strangerGetsIn(t, w, f) {
+			t.Errorf("%s: a peer that joined does not get in", f.name)
+		}
+	}
+	flt.sync(r)
+	for _, f := range fam {
+		if strangerGetsIn(t, w, f) {
+			t.Errorf("%s: a peer that left gets in", f.name)
+		}
+		if !peerGetsIn(t, w, f) {
+			t.Errorf("%s: a peer that stayed does not get in", f.name)
+		}
+	}
+}
+
+func onEth0(_, _ string, c syscall.RawConn) error {
+	var err error
+	if e := c.Control(func(fd uintptr) {
+		err = unix.SetsockoptInt(int(fd), unix.SOL_SOCKET, unix.SO_BROADCAST, 1)
+		if err == nil {
+			err = unix.SetsockoptString(int(fd), unix.SOL_SOCKET, unix.SO_BINDTODEVICE, "eth0")
+		}
+	}); e != nil {
+		return e
+	}
+	return err
+}

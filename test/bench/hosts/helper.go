@@ -1,0 +1,141 @@
+package main
+
+import (
+	"context"
+	"encoding/binary"
+	"errors"
+	"flag"
+	"fmt"
+	"io"
+	"net"
+	"net/netip"
+	"os"
+	"time"
+
+	"github.com/flanneld/flanneld/store"
+	"github.com/flanneld/flanneld/store/etcd"
+)
+
+// helper is what the benchmark runs of itself inside the lab.
+func helper(ctx context.Context, args []string, stderr io.Writer) int {
+	fs := flag.NewFlagSet(args[0], flag.ContinueOnError)
+	fs.SetOutput(stderr)
+	from := fs.Int("from", 1, "number of the first lease")
+	count := fs.Int("count", 1, "leases")
+	listen := fs.String("listen", "", "address of the proxy")
+	to := fs.String("to", "", "address behind the proxy")
+	wait := fs.Duration("delay", 0, "delay each way")
+	if err := fs.Parse(args[1:]); err != nil {
+		return 2
+	}
+	var err error
+	if args[0] == "fill" {
+		err = fill(ctx, *from, *count)
+	} else {
+		err = proxy(ctx, *listen, *to, *wait)
+	}
+	if err != nil {
+		fmt.Fprintln(stderr, err)
+		return 1
+	}
+	return 0
+}
+
+// leaseSubnet is the subnet of the n-th lease that fill makes.
+func leaseSubnet(n int) netip.Prefix {
+	a := [4]byte{10, byte(n >> 8), byte(n), 0}
+	return netip.PrefixFrom(netip.AddrFrom4(a), 24)
+}
+
+// procRoute is how /proc/net/route begins the line of a destination: the
+// address as a number in the machine's byte order.
+func procRoute(subnet string) string {
+	a := netip.MustParsePrefix(subnet).Addr().As4()
+	return fmt.Sprintf("\t%08X\t", binary.NativeEndian.Uint32(a[:]))
+}
+
+// fill puts leases of hosts that do not exist and prints the time of the
+// last put, in nanoseconds since 1970.
+func fill(ctx context.Context, from, count int) error {
+	st, err := etcd.New(etcd.Options{Endpoints: []string{endpoint}})
+	if err != nil {
+		return err
+	}
+	defer st.Close()
+	var at time.Time
+	for done := 0; done < count; {
+		var t store.Txn
+		for ; done < count && len(t.Put) < 100; done++ {
+			n := from + done
+			s := leaseSubnet(n)
+			t.Put = append(t.Put, store.Put{
+				Key: fmt.Sprintf("/coreos.com/network/subnets/%v-24", s.Addr()),
+				Value: fmt.Appendf(nil, `{"PublicIP":"172.%d.%d.%d","PublicIPv6":null,"BackendType":"vxlan","BackendData":{"VNI":1,"VtepMAC":"4a:00:00:%02x:%02x:%02x"}}`,
+					16+n>>16, n>>8&255, n&255, n>>16, n>>8&255, n&255),
+			})
+		}
+		at = time.Now()
+		if _, err := st.Commit(ctx, t); err != nil {
+			return err
+		}
+	}
+	fmt.Fprintln(os.Stdout, at.UnixNano())
+	return nil
+}
+
+// proxy forwards TCP connections and holds every byte back for delay.
+func proxy(ctx context.Context, listen, to string, delay time.Duration) error {
+	l, err := net.Listen("tcp", listen)
+	if err != nil {
+		return err
+	}
+	stop := context.AfterFunc(ctx, func() { _ = l.Close() })
+	defer stop()
+	for {
+		in, err := l.Accept()
+		if errors.Is(err, net.ErrClosed) {
+			return nil
+		}
+		if err != nil {
+			return err
+		}
+		out, err := net.Dial("tcp", to)
+		if err != nil {
+			_ = in.Close()
+			continue
+		}
+		go pump(out, in, delay)
+		go pump(in, out, delay)
+	}
+}
+
+// pump copies from src to dst, each piece delay later than it came. It ends
+// when either side does, and closes both.
+func pump(dst, src net.Conn, delay time.Duration) {
+	type piece struct {
+		due  time.Time
+		data []byte
+	}
+	pieces := make(chan piece, 1024)
+	go func() {
+		defer close(pieces)
+		for {
+			buf := make([]byte, 64<<10)
+			n, err := src.Read(buf)
+			if n > 0 {
+				pieces <- piece{time.Now().Add(delay), buf[:n]}
+			}
+			if err != nil {
+				return
+			}
+		}
+	}()
+	defer dst.Close()
+	defer src.Close()
+	for p := range pieces {
+		time.Sleep(time.Until(p.due))
+		if _, err := dst.Write(p.data); err != nil {
+			return
+		}
+	}
+}

@@ -1,0 +1,70 @@
+package e2e
+
+import (
+	"fmt"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strconv"
+	"testing"
+)
+
+// programs is the folder of the executables under test.
+var programs string
+
+func TestMain(m *testing.M) { os.Exit(run(m)) }
+
+func run(m *testing.M) int {
+	if os.Geteuid() != 0 {
+		if os.Getenv("CI") == "true" {
+			fmt.Println("test/e2e needs root")
+			return 1
+		}
+		fmt.Println("skipped: test/e2e needs root: it makes hosts out of namespaces")
+		return 0
+	}
+	dir, err := os.MkdirTemp("", "e2e-")
+	if err != nil {
+		fmt.Println(err)
+		return 1
+	}
+	defer os.RemoveAll(dir)
+	if err := build(dir); err != nil {
+		fmt.Println(err)
+		return 1
+	}
+	return m.Run()
+}
+
+// build sets programs: the folder FLANNELD_TEST_PROGRAMS if it is set, else a
+// build of now: with FLANNELD_TEST_RACE set, under the race detector.
+func build(dir string) error {
+	if programs = os.Getenv("FLANNELD_TEST_PROGRAMS"); programs != "" {
+		_, err := os.Stat(filepath.Join(programs, "flanneld"))
+		return err
+	}
+	programs = dir
+	argv := []string{"env", "CGO_ENABLED=0", "go", "build", "-buildvcs=false", "-o", dir}
+	if os.Getenv("FLANNELD_TEST_RACE") != "" {
+		argv[1] = "CGO_ENABLED=1"
+		argv = append(argv, "-race")
+	}
+	return asUser(dir, append(argv, "./flanneld", "./cni/flanneld-bridge", "./cni/flanneld-ipam")...)
+}
+
+// asUser runs a command in the module's folder that writes to dir and uses Go's
+// caches: they must stay those of the user who called sudo.
+func asUser(dir string, argv ...string) error {
+	if uid, err := strconv.Atoi(os.Getenv("SUDO_UID")); err == nil && uid != 0 {
+		if err := os.Chown(dir, uid, -1); err != nil {
+			return err
+		}
+		argv = append([]string{"sudo", "-u", "#" + strconv.Itoa(uid), "-H", "env", "PATH=" + os.Getenv("PATH")}, argv...)
+	}
+	cmd := exec.Command(argv[0], argv[1:]...)
+	cmd.Dir = "../.."
+	if out, err := cmd.CombinedOutput(); err != nil {
+		return fmt.Errorf("%v: %w\n%s", cmd.Args, err, out)
+	}
+	return nil
+}

@@ -1,0 +1,78 @@
+#!/bin/sh
+# packages.sh demo|test: installs the Debian packages that are missing, saying
+# which and why. The one list of what this project needs beside Go, git and
+# make. Safe to repeat; does nothing, not even ask sudo, when all is there.
+set -eu
+set=${1:?usage: packages.sh demo|test}
+PATH=$PATH:/usr/local/sbin:/usr/sbin:/sbin
+
+# what must be there | package | set | why
+list() {
+	cat <<-'LIST'
+		gcc|gcc|test|the race detector is linked by it
+		/usr/include/stdlib.h|libc6-dev|test|headers for the race detector
+		etcd|etcd-server|test|hosts must work with the etcd that Debian has
+		etcdctl|etcd-client|test|documentation tells admins to use it
+		ip|iproute2|test|an independent view of links, routes and neighbours
+		ping|iputils-ping|test|traffic between containers
+		nft|nftables|test|an independent view of our rules
+		iptables|iptables|test|hosts without nftables; Docker's rules
+		ipset|ipset|test|hosts without nftables
+		conntrack|conntrack|test|an independent view of connections
+		tcpdump|tcpdump|test|what is on the wire
+		dig|dnsutils|test|names
+		static:busybox|busybox-static|test|container images are made from it, no registry is needed
+		podman|podman|test|an engine that calls the CNI plugins
+		runc|runc|test|runs podman's containers
+		dockerd|docker.io|test|Docker on a leased subnet
+		containerd|containerd|test|runs Docker's containers
+		ps|procps|test|finds what tests left behind
+		unshare|util-linux|test|hosts made of namespaces
+	LIST
+}
+
+# The demo needs nothing: flanneld speaks to the kernel itself and brings its
+# own etcd.
+missing=
+while IFS='|' read -r check package sets why; do
+	case " $sets " in *" $set "*) ;; *) continue ;; esac
+	case $check in
+	/*) [ -e "$check" ] && continue ;;
+	static:*) program=$(command -v "${check#static:}") && ! ldd "$program" >/dev/null 2>&1 && continue ;;
+	*) command -v "$check" >/dev/null 2>&1 && continue ;;
+	esac
+	[ -n "$missing" ] || echo "Missing on this machine, needed for make $set:"
+	printf '  %-16s %s\n' "$package" "$why"
+	missing="$missing $package"
+done <<LIST
+$(list)
+LIST
+[ -n "$missing" ] || exit 0
+
+if ! command -v apt-get >/dev/null 2>&1; then
+	echo "This is not Debian or Ubuntu: please install their equivalents, then repeat." >&2
+	exit 1
+fi
+sudo=
+if [ "$(id -u)" != 0 ]; then
+	if ! command -v sudo >/dev/null 2>&1; then
+		echo "Not root and no sudo: as root, run apt-get install$missing" >&2
+		exit 1
+	fi
+	sudo=sudo
+fi
+
+# Packages of servers start them. Tests start their own, so forbid it while
+# installing, the way Debian has for it (policy-rc.d); an existing policy wins.
+policy=/usr/sbin/policy-rc.d
+if [ ! -e $policy ]; then
+	echo "Their services are not started now (they are after the next boot, unless you disable them)."
+	trap '$sudo rm -f $policy' EXIT
+	trap 'exit 130' INT TERM
+	printf '#!/bin/sh\nexit 101\n' | $sudo tee $policy >/dev/null
+	$sudo chmod 755 $policy
+fi
+echo "Installing them with apt-get."
+$sudo apt-get update -q </dev/null
+# shellcheck disable=SC2086 # words are packages
+$sudo env DEBIAN_FRONTEND=noninteractive apt-get install -y -q --no-install-recommends $missing </dev/null

@@ -1,0 +1,40 @@
+package main
+
+import (
+	"os"
+	"os/exec"
+	"path/filepath"
+	"slices"
+	"strings"
+	"testing"
+)
+
+func TestLeftoversOfTestsAreFoundAndRemoved(t *testing.T) {
+	marker, tmp := "FLANNELD_TEST_RUN="+t.Name(), t.TempDir()
+	before := look(marker, tmp)
+	cmd := exec.Command("sleep", "60")
+	cmd.Env = append(os.Environ(), marker)
+	if err := cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.WriteFile(filepath.Join(tmp, "file"), nil, 0o644); err != nil {
+		t.Fatal(err)
+	}
+	var found []string
+	for name, left := range look(marker, tmp) {
+		if _, old := before[name]; old || left.remove == nil {
+			continue
+		}
+		found = append(found, name)
+		if err := left.remove(); err != nil {
+			t.Error(err)
+		}
+	}
+	slices.Sort(found)
+	if len(found) != 2 || !strings.HasPrefix(found[0], "file "+tmp) || !strings.HasSuffix(found[1], "(sleep)") {
+		t.Errorf("found %q", found)
+	}
+	if err := cmd.Wait(); err == nil {
+		t.Error("the process was not killed")
+	}
+}
