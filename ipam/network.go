@@ -67,7 +67,11 @@ func (n *Network) Dir() string { return n.dir }
 func (n *Network) lock() (*os.File, error) {
 	d, err := os.Open(n.dir)
 	if errors.Is(err, fs.ErrNotExist) {
-		if err = os.MkdirAll(n.dir, 0o700); err == nil {
+		err = os.MkdirAll(filepath.Dir(n.dir), 0o755)
+		if err == nil {
+			err = os.Mkdir(n.dir, 0o700)
+		}
+		if err == nil || errors.Is(err, fs.ErrExist) {
 			d, err = os.Open(n.dir)
 		}
 	}
@@ -267,8 +271,7 @@ func lockWithin(f *os.File, wait time.Duration) error {
 		select {
 		case err = <-got:
 		case <-time.After(wait):
-			// The file stays with the waiting goroutine, for the rest of this
-			// short process.
+			go func() { <-got; f.Close() }() // as a rule the process ends first
 			return ErrBusy
 		}
 	}

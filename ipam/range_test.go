@@ -8,8 +8,8 @@ import (
 
 func rng(subnet, start, end, gw string) Range {
 	r := Range{Subnet: netip.MustParsePrefix(subnet)}
-	for s, a := range map[string]*netip.Addr{start: &r.Start, end: &r.End, gw: &r.Gateway} {
-		if s != "" {
+	for i, a := range []*netip.Addr{&r.Start, &r.End, &r.Gateway} {
+		if s := []string{start, end, gw}[i]; s != "" {
 			*a = netip.MustParseAddr(s)
 		}
 	}

@@ -1,9 +1,9 @@
 package subnet
 
 import (
+	"bytes"
 	"encoding/json"
 	"fmt"
-	"reflect"
 	"time"
 
 	"github.com/flanneld/flanneld/store"
@@ -57,7 +57,7 @@ func (a *announcer) decide(v View, s Self, now time.Time) announcement {
 	case !ok || rec.err != nil:
 		return put
 	case rec.host.Instance == want.Instance:
-		if rec.session == a.session && reflect.DeepEqual(rec.host, want) {
+		if rec.session == a.session && rec.host.same(want) {
 			return announcement{verdict: keep}
 		}
 		return put
@@ -84,6 +84,13 @@ func (a *announcer) decide(v View, s Self, now time.Time) announcement {
 		}}
 	}
 	return announcement{alias: true}
+}
+
+// same compares two records as they are written.
+func (h Host) same(o Host) bool {
+	a, errA := json.Marshal(h)
+	b, errB := json.Marshal(o)
+	return errA == nil && errB == nil && bytes.Equal(a, b)
 }
 
 // aliased is what to tell as long as the host goes by another name.

@@ -88,7 +88,7 @@ type claimant struct {
 	epoch  store.Epoch // that held was written in
 }
 
-// mine says what a record is to this host.
+// relation is what a lease is to this host.
 type relation int
 
 const (
@@ -118,7 +118,7 @@ func (c *claimant) decide(v View, s Self, now time.Time) decision {
 	c.waits.begin()
 	defer c.waits.end()
 	if len(v.Config.Ranges) == 0 {
-		return decision{err: v.ConfigErr}
+		return decision{} // the daemon says what is wrong with it
 	}
 	for _, r := range v.Config.Ranges {
 		if !slices.ContainsFunc(s.Host.PublicIPs, func(ip netip.Addr) bool { return ip.Is6() == r.Network.Addr().Is6() }) {
@@ -173,18 +173,21 @@ func (c *claimant) decideHeld(v View, s Self, now time.Time) decision {
 	}
 	l, there := v.find(c.held.Key)
 	own := others(v.related(s, mine), l)
-	if !v.Config.Fits(c.held.Subnets) {
+	// The key says all that is held: a family that was not enabled may be now.
+	all, _ := ParseKey(c.prefix, c.held.Key)
+	held := Lease{Key: c.held.Key, Subnets: v.Config.enabled(all)}
+	if !v.Config.Fits(held.Subnets) {
 		if there && relate(l, s) == mine {
 			own = append(own, l)
 		}
-		return c.create(v, s, c.held.Subnets, own)
+		return c.create(v, s, all, own)
 	}
-	if other, ok := v.holderOver(c.held, s); ok && (!there || other.Created < l.Created) {
+	if other, ok := v.holderOver(held, s); ok && (!there || other.Created < l.Created) {
 		return c.taken(other)
 	}
 	switch {
 	case !there:
-		return c.again(v, s, own)
+		return c.again(v, s, held.Subnets, own)
 	case len(l.PublicIPs) == 0 && l.Identity == "": // unreadable: nobody's
 		return c.hold(v, s, l, own)
 	case sameEpoch && l.Revision == c.held.Revision: // as this Keeper wrote it
@@ -280,10 +283,12 @@ func (c *claimant) hold(v View, s Self, l Lease, drop []Lease) decision {
 }
 
 // again registers what was held, exactly as it was.
-func (c *claimant) again(v View, s Self, own []Lease) decision {
+func (c *claimant) again(v View, s Self, held []netip.Prefix, own []Lease) decision {
 	want := c.lease(s)
-	want.Subnets = c.held.Subnets
-	want.Key = Key(c.prefix, want.Subnets)
+	want.Subnets, want.Key = held, Key(c.prefix, held)
+	if i := slices.IndexFunc(own, func(l Lease) bool { return l.Key == want.Key }); i >= 0 {
+		return c.hold(v, s, own[i], others(own, own[i]))
+	}
 	return decision{verdict: write, lease: want, bound: true, drop: keys(own), cond: c.unchanged(v, want.Key)}
 }
 
@@ -317,12 +322,15 @@ func (c *claimant) create(v View, s Self, preferred []netip.Prefix, drop []Lease
 		want.Subnets = append(want.Subnets, free)
 	}
 	want.Key = Key(c.prefix, want.Subnets)
+	if i := slices.Index(dropped, want.Key); i >= 0 {
+		return c.hold(v, s, drop[i], others(drop, drop[i]))
+	}
 	return decision{verdict: write, lease: want, bound: true, cond: c.unchanged(v, want.Key), drop: dropped}
 }
 
 // lease is what this host says about itself.
 func (c *claimant) lease(s Self) Lease {
-	return Lease{PublicIPs: s.Host.PublicIPs, Type: s.Type, Data: s.Data, Node: c.node, Identity: s.Host.Identity}
+	return Lease{PublicIPs: s.Host.PublicIPs, Type: s.Type, Data: s.Data, Node: c.node, Identity: s.Host.Identity}.canonical()
 }
 
 // unchanged: nobody has taken anything since v was listed.

@@ -204,7 +204,18 @@ func (r *keeping) letGo() {
 	}
 }
 
+// writeLease commits d, in a new session if the one it was to be in is lost.
 func (r *keeping) writeLease(ctx context.Context, d decision) error {
+	err := r.commitLease(ctx, d)
+	if errors.Is(err, store.ErrSessionLost) {
+		r.letGo()
+		d.lease.Session = 0
+		err = r.commitLease(ctx, d)
+	}
+	return err
+}
+
+func (r *keeping) commitLease(ctx context.Context, d decision) error {
 	if err := r.bind(ctx, &d); err != nil {
 		return err
 	}
@@ -213,11 +224,8 @@ func (r *keeping) writeLease(ctx context.Context, d decision) error {
 		return err
 	}
 	d.lease.Session, d.lease.value = id(r.lease), value
-	t := store.Txn{If: d.cond, Delete: d.drop, Put: []store.Put{{Key: d.lease.Key, Value: value, Session: d.lease.Session}}}
-	d.lease.Revision, err = r.commit(ctx, t)
-	if errors.Is(err, store.ErrSessionLost) {
-		r.letGo()
-	}
+	d.lease.Revision, err = r.commit(ctx, store.Txn{If: d.cond, Delete: d.drop,
+		Put: []store.Put{{Key: d.lease.Key, Value: value, Session: d.lease.Session}}})
 	if err != nil {
 		return fmt.Errorf("write lease: %w", err)
 	}
@@ -265,7 +273,18 @@ func (r *keeping) stepHost(ctx context.Context, now time.Time) (time.Time, error
 	return r.hostTry.result(err, r.views), nil
 }
 
+// announce commits d, in a new session if the one there was is lost.
 func (r *keeping) announce(ctx context.Context, d announcement) error {
+	err := r.commitHost(ctx, d)
+	if errors.Is(err, store.ErrSessionLost) && r.host != nil {
+		r.host.Leave()
+		r.host = nil
+		err = r.commitHost(ctx, d)
+	}
+	return err
+}
+
+func (r *keeping) commitHost(ctx context.Context, d announcement) error {
 	if r.host == nil {
 		s, err := r.Store.Session(ctx, HostTTL, 0)
 		if err != nil {
@@ -278,12 +297,8 @@ func (r *keeping) announce(ctx context.Context, d announcement) error {
 		return err
 	}
 	revision, err := r.commit(ctx, t)
-	if errors.Is(err, store.ErrSessionLost) {
-		r.host.Leave()
-		r.host = nil
-	}
 	if err != nil {
-		return fmt.Errorf("write host record %s: %w", d.cond.Key, err)
+		return fmt.Errorf("write host record: %w", err)
 	}
 	r.announcer.written, r.announcer.epoch = revision, r.view.Epoch
 	return nil

@@ -311,6 +311,26 @@ func TestChangedConfigurationMovesOnlyWhatMust(t *testing.T) {
 	}
 }
 
+func TestFamilyThatComesBackFindsItsSubnet(t *testing.T) {
+	scenario(t, func(t *testing.T) {
+		st := cluster(t, confDual)
+		h := newHost(t, st, "a", "192.168.7.1 fd00:7::1")
+		h.start()
+		settle(time.Minute)
+		both, before := h.subnets(), fmt.Sprint(leases(t, st))
+		put(t, st, ConfigKey(testPrefix), conf16)
+		settle(time.Minute)
+		if got := h.lease(); len(got.Subnets) != 1 {
+			t.Errorf("IPv4 alone: held %v", got)
+		}
+		put(t, st, ConfigKey(testPrefix), confDual)
+		settle(time.Minute)
+		if h.subnets() != both || fmt.Sprint(leases(t, st)) != before || len(h.now().reports) != 0 {
+			t.Errorf("held %s, before %s; stored %v, before %s; reports %q", h.subnets(), both, leases(t, st), before, h.now().reports)
+		}
+	})
+}
+
 func TestHostWithoutAddressOfAFamilyWaits(t *testing.T) {
 	scenario(t, func(t *testing.T) {
 		st := cluster(t, confDual)

@@ -314,6 +314,21 @@ func TestChangedBackendDataIsWrittenInPlace(t *testing.T) {
 	})
 }
 
+func TestOddSpellingIsWrittenOnce(t *testing.T) {
+	scenario(t, func(t *testing.T) {
+		st := cluster(t, confDual)
+		h := newHost(t, st, "a<b>", "fd00:7::1 192.168.7.1")
+		h.self.Type, h.self.Data.V4 = "VXLAN", json.RawMessage(` { "a" : "<&>" }`)
+		h.self.Host.Drivers = []string{}
+		h.start()
+		settle(time.Minute)
+		lease, host := leases(t, st)[h.name()], hosts(t, st)["a<b>"]
+		if lease.ModRevision != lease.CreateRevision || host.ModRevision != host.CreateRevision || len(h.now().held) != 1 {
+			t.Errorf("lease %+v, host %+v, held %v", lease, host, h.now().held)
+		}
+	})
+}
+
 func TestChangedAddressIsWrittenInPlace(t *testing.T) {
 	for name, restart := range map[string]bool{"while running": false, "over a restart": true} {
 		t.Run(name, func(t *testing.T) {

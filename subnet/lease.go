@@ -165,6 +165,21 @@ func (l Lease) says(o Lease) bool {
 		l.Node == o.Node && l.Identity == o.Identity
 }
 
+// canonical is l as it is read after it was written. Comparing anything else
+// with what the store has might differ for ever.
+func (l Lease) canonical() Lease {
+	value, err := MarshalLease(l)
+	if err != nil {
+		return l
+	}
+	c, err := parseLease("", store.KV{Key: no4 + "&fd00::-64", Value: value})
+	if err != nil {
+		return l
+	}
+	l.PublicIPs, l.Type, l.Data, l.Node, l.Identity = c.PublicIPs, c.Type, c.Data, c.Node, c.Identity
+	return l
+}
+
 // under is the lease as it counts under c: without the subnet of a family
 // that is not enabled. The error says why it cannot be served, whatever the
 // other leases are.

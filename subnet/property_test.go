@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"net/netip"
 	"slices"
+	"strings"
 	"testing"
 	"time"
 
@@ -134,6 +135,11 @@ func heldOnce(t *testing.T, st *mem.Store, all []*testHost) {
 		p := h.now()
 		if h.stop == nil || p.ended || len(p.held) == 0 {
 			continue
+		}
+		for _, r := range p.reports {
+			if strings.Contains(r, "twice in one transaction") {
+				t.Errorf("%s: %s", h.self.Host.Name, r)
+			}
 		}
 		l := p.held[len(p.held)-1]
 		got, err := st.Get(t.Context(), l.Key)

@@ -99,8 +99,10 @@ type View struct {
 	// ConfigErr says why Config is not valid (absent or wrong); Config then
 	// is the last valid one, zero if there was none.
 	ConfigErr error
-	Leases    []Lease // sorted by key; only those that are usable
-	Hosts     map[string]Host
+	// Leases that are usable, sorted by key, without the subnets of families
+	// that Config does not enable.
+	Leases []Lease
+	Hosts  map[string]Host
 	// Problems are the records that were skipped, one error each, stable text.
 	Problems []error
 	Epoch    store.Epoch

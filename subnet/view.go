@@ -53,11 +53,11 @@ type viewer struct {
 	hosts    map[string]Host
 	hostRecs map[string]hostRecord // by name; includes those with an error
 
-	listed                      [3]bool
-	fresh                       [3]time.Time
-	epochs                      [3]store.Epoch
-	revision, hostsRevision     int64
-	leaseProblems, hostProblems []error
+	listed                  [3]bool
+	fresh                   [3]time.Time
+	epochs                  [3]store.Epoch
+	revision, hostsRevision int64
+	hostProblems            []error
 }
 
 // The three prefixes, as indices.
@@ -233,7 +233,7 @@ func (w *viewer) view() View {
 		}
 		v.skipped = append(v.skipped, r.lease)
 	}
-	v.Problems = append(problems, w.hostProblems...)
+	v.Problems = slices.Concat(problems, w.hostProblems)
 	return v
 }
 

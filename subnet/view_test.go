@@ -160,7 +160,7 @@ func TestIncrementalViewsEqualFreshOnes(t *testing.T) {
 	const conf = `{"Network":"10.1.0.0/18"}`
 	w := configured(t, conf)
 	rows := map[string]row{}
-	for i := range 3000 {
+	for i := range 800 {
 		name := fmt.Sprintf("10.1.%d.0-%d", rnd.IntN(16)*4, 22+rnd.IntN(3))
 		switch rnd.IntN(4) {
 		case 0:
@@ -216,6 +216,19 @@ func TestBadHostRecordsAreSkipped(t *testing.T) {
 	if len(v.Hosts) != 1 || v.Hosts["a"].PublicIPs[0] != addr("192.168.7.1") || len(v.Problems) != 6 {
 		t.Errorf("hosts %v, problems %v", v.Hosts, v.Problems)
 	}
+}
+
+func FuzzParseHost(f *testing.F) {
+	f.Add("a", []byte(`{"Name":"a","Identity":"1","Instance":"2","PublicIPs":["192.168.7.1","fd00::1"],"Guard":["10.0.0.1:2379"],"Drivers":["vxlan"]}`))
+	f.Fuzz(func(t *testing.T, name string, value []byte) {
+		h, err := parseHost(name, store.KV{Key: HostKey(testPrefix, name), Value: value, Session: 1})
+		if err == nil && (h.Name != name || h.Identity == "" || h.Instance == "") {
+			t.Fatalf("%q: %+v", value, h)
+		}
+		if err != nil && len(err.Error()) > 2000 {
+			t.Fatalf("%d bytes of error", len(err.Error()))
+		}
+	})
 }
 
 func TestWatchWaitsForAllAndSurvivesOutages(t *testing.T) {

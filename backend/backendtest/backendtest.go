@@ -34,9 +34,9 @@ type Suite struct {
 // Run tries the driver. It needs root.
 func Run(t *testing.T, s Suite) {
 	netnstest.NeedRoot(t)
-	for name, fams := range map[string]families{"IPv4": {true, false}, "IPv6": {false, true}, "Dual": {true, true}} {
+	for name, fams := range map[string]Families{"IPv4": {true, false}, "IPv6": {false, true}, "Dual": {true, true}} {
 		t.Run(name, func(t *testing.T) {
-			for name, test := range map[string]func(*testing.T, Suite, families){
+			for name, test := range map[string]func(*testing.T, Suite, Families){
 				"TrafficBothWaysAndFullSize":     testTraffic,
 				"RestartAdoptsWithoutLoss":       testRestart,
 				"PeerAddedMovedRemoved":          testMoves,
@@ -53,13 +53,13 @@ func Run(t *testing.T, s Suite) {
 	}
 }
 
-func testTraffic(t *testing.T, s Suite, fams families) {
-	c := newCluster(t, s, fams, 3)
+func testTraffic(t *testing.T, s Suite, fams Families) {
+	c := NewCluster(t, s, fams, 3)
 	c.up(t)
 	for _, h := range c.Hosts {
 		for _, o := range c.Hosts {
 			if h != o {
-				h.reach(t, o)
+				h.Reach(t, o)
 			}
 		}
 	}
@@ -71,7 +71,7 @@ func testTraffic(t *testing.T, s Suite, fams families) {
 		}
 		most := a.Device.Info().MTU - headers
 		if err := a.ping(t.Context(), n, "-c", "2", "-i", "0.01", "-M", "do", "-s", fmt.Sprint(most)); err != nil {
-			t.Errorf("a packet of %d bytes does not cross: %v%s", most+headers, err, a.state(t))
+			t.Errorf("a packet of %d bytes does not cross: %v%s", most+headers, err, a.State(t))
 		}
 		if err := a.ping(t.Context(), n, "-c", "1", "-M", "do", "-s", fmt.Sprint(most+1)); err == nil {
 			t.Errorf("a packet of %d bytes crosses, more than Info().MTU says", most+headers+1)
@@ -83,14 +83,14 @@ func testTraffic(t *testing.T, s Suite, fams families) {
 	}
 }
 
-func testRestart(t *testing.T, s Suite, fams families) {
-	c := newCluster(t, s, fams, 2)
+func testRestart(t *testing.T, s Suite, fams Families) {
+	c := NewCluster(t, s, fams, 2)
 	c.up(t)
 	a, b := c.Hosts[0], c.Hosts[1]
 	before := a.Device.Info()
 	var waits []func() error
 	for _, n := range b.Own.Subnets {
-		waits = append(waits, a.startPing(t, n, 300))
+		waits = append(waits, a.StartPing(t, n, 300))
 	}
 	for range 3 {
 		if err := a.Device.Close(); err != nil {
@@ -109,8 +109,8 @@ func testRestart(t *testing.T, s Suite, fams families) {
 	}
 }
 
-func testMoves(t *testing.T, s Suite, fams families) {
-	c := newCluster(t, s, fams, 3)
+func testMoves(t *testing.T, s Suite, fams Families) {
+	c := NewCluster(t, s, fams, 3)
 	c.up(t)
 	a, b, third := c.Hosts[0], c.Hosts[1], c.Hosts[2]
 	a.Sync(t)
@@ -120,7 +120,7 @@ func testMoves(t *testing.T, s Suite, fams families) {
 		}
 	}
 	a.Sync(t, b.Own)
-	a.reach(t, b)
+	a.Reach(t, b)
 
 	// The third host takes over b's subnets, with another address and MAC.
 	moved := b.Own
@@ -134,7 +134,7 @@ func testMoves(t *testing.T, s Suite, fams families) {
 	a.Sync(t, moved)
 	for _, n := range moved.Subnets {
 		if err := a.ping(t.Context(), n, "-c", "2", "-i", "0.01"); err != nil {
-			t.Errorf("moved subnet %s: %v%s", n, err, a.state(t))
+			t.Errorf("moved subnet %s: %v%s", n, err, a.State(t))
 		}
 	}
 	if err := b.Device.Close(); err != nil {
@@ -142,45 +142,45 @@ func testMoves(t *testing.T, s Suite, fams families) {
 	}
 }
 
-func testStale(t *testing.T, s Suite, fams families) {
-	c := newCluster(t, s, fams, 3)
+func testStale(t *testing.T, s Suite, fams Families) {
+	c := NewCluster(t, s, fams, 3)
 	c.up(t)
 	a, b, gone := c.Hosts[0], c.Hosts[1], c.Hosts[2]
-	both := a.state(t)
+	both := a.State(t)
 	a.Sync(t, b.Own)
-	alone := a.state(t)
+	alone := a.State(t)
 	a.Sync(t, b.Own, gone.Own)
-	if got := a.state(t); lines(got) != lines(both) {
+	if got := a.State(t); lines(got) != lines(both) {
 		t.Errorf("removing and adding a peer changed the kernel\nfrom %s\nto %s", both, got)
 	}
 	a.Device.Close()
 	a.Open(t)
 	a.Sync(t, b.Own)
-	if got := a.state(t); lines(got) != lines(alone) {
+	if got := a.State(t); lines(got) != lines(alone) {
 		t.Errorf("a peer that left while nobody looked has left something:\n%s\nwanted %s", got, alone)
 	}
-	a.reach(t, b)
+	a.Reach(t, b)
 }
 
-func testDamage(t *testing.T, s Suite, fams families) {
+func testDamage(t *testing.T, s Suite, fams Families) {
 	for name, damage := range s.Damage {
 		t.Run(name, func(t *testing.T) {
-			c := newCluster(t, s, fams, 2)
+			c := NewCluster(t, s, fams, 2)
 			c.up(t)
 			a, b := c.Hosts[0], c.Hosts[1]
-			before := lines(a.state(t))
+			before := lines(a.State(t))
 			for _, line := range damage(a, b.Own) {
 				args := strings.Fields(line)
 				netnstest.Run(t, a.NS, args[0], args[1:]...)
 			}
-			if lines(a.state(t)) == before && !strings.HasPrefix(name, "sysctl") {
-				t.Errorf("the damage did none: %s", a.state(t))
+			if lines(a.State(t)) == before && !strings.HasPrefix(name, "sysctl") {
+				t.Errorf("the damage did none: %s", a.State(t))
 			}
 			a.Device.Forget()
 			a.Sync(t, a.Peers()...)
-			a.reach(t, b)
-			b.reach(t, a)
-			if after := lines(a.state(t)); after != before {
+			a.Reach(t, b)
+			b.Reach(t, a)
+			if after := lines(a.State(t)); after != before {
 				t.Errorf("not all is as before the damage:\n%s\nbefore:\n%s", after, before)
 			}
 			w := a.writes(t)
@@ -193,8 +193,8 @@ func testDamage(t *testing.T, s Suite, fams families) {
 	}
 }
 
-func testDeviceDeleted(t *testing.T, s Suite, fams families) {
-	c := newCluster(t, s, fams, 2)
+func testDeviceDeleted(t *testing.T, s Suite, fams Families) {
+	c := NewCluster(t, s, fams, 2)
 	c.up(t)
 	a, b := c.Hosts[0], c.Hosts[1]
 	info := a.Device.Info()
@@ -209,8 +209,8 @@ func testDeviceDeleted(t *testing.T, s Suite, fams families) {
 	if after := a.Device.Info(); fmt.Sprint(after) != fmt.Sprint(info) {
 		t.Errorf("Info was %+v and is %+v", info, after)
 	}
-	a.reach(t, b)
-	b.reach(t, a)
+	a.Reach(t, b)
+	b.Reach(t, a)
 
 	// And while nobody looked: what peers know still holds.
 	a.Device.Close()
@@ -222,32 +222,32 @@ func testDeviceDeleted(t *testing.T, s Suite, fams families) {
 	if after := a.Device.Info(); fmt.Sprint(after) != fmt.Sprint(info) {
 		t.Errorf("after a restart Info was %+v and is %+v", info, after)
 	}
-	b.reach(t, a)
+	b.Reach(t, a)
 }
 
-func testCleanup(t *testing.T, s Suite, fams families) {
-	c := newCluster(t, s, fams, 2)
+func testCleanup(t *testing.T, s Suite, fams Families) {
+	c := NewCluster(t, s, fams, 2)
 	a, b := c.Hosts[0], c.Hosts[1]
-	clean := lines(a.state(t))
+	clean := lines(a.State(t))
 	c.up(t)
-	a.reach(t, b)
+	a.Reach(t, b)
 	if err := a.Device.Close(); err != nil {
 		t.Fatal(err)
 	}
-	a.reach(t, b)
+	a.Reach(t, b)
 	for range 2 { // it may be called again
 		if err := a.NS.Do(func() error { return a.driver.Cleanup(t.Context()) }); err != nil {
 			t.Fatal(err)
 		}
 	}
 	ip(t, a.NS, "link", "set", "pod0", "mtu", "1500")
-	if got := lines(a.state(t)); got != clean {
+	if got := lines(a.State(t)); got != clean {
 		t.Errorf("left behind:\n%s\nwas:\n%s", got, clean)
 	}
 }
 
-func testWrites(t *testing.T, s Suite, fams families) {
-	c := newCluster(t, s, fams, 1)
+func testWrites(t *testing.T, s Suite, fams Families) {
+	c := NewCluster(t, s, fams, 1)
 	c.up(t)
 	h := c.Hosts[0]
 	const n = 5000
@@ -313,11 +313,11 @@ func (h *Host) invented(n int) []subnet.Lease {
 	return out
 }
 
-func testHostile(t *testing.T, s Suite, fams families) {
-	c := newCluster(t, s, fams, 2)
+func testHostile(t *testing.T, s Suite, fams Families) {
+	c := NewCluster(t, s, fams, 2)
 	c.up(t)
 	a, b := c.Hosts[0], c.Hosts[1]
-	before := lines(a.state(t))
+	before := lines(a.State(t))
 	bad := map[string]func(l *subnet.Lease){
 		"another type":     func(l *subnet.Lease) { l.Type = "no-such" },
 		"our public IP":    func(l *subnet.Lease) { l.PublicIPs = a.Own.PublicIPs },
@@ -370,8 +370,8 @@ func testHostile(t *testing.T, s Suite, fams families) {
 		if told[b.Own.Key] {
 			t.Errorf("the good peer is reported: %v", err)
 		}
-		a.reach(t, b)
-		if got := lines(a.state(t)); got != before {
+		a.Reach(t, b)
+		if got := lines(a.State(t)); got != before {
 			t.Errorf("hostile peers changed the kernel:\n%s\nwas:\n%s", got, before)
 		}
 		a.Device.Forget()

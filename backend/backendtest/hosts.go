@@ -36,17 +36,17 @@ type Cluster struct {
 	sw    *netns.NS
 }
 
-// newCluster makes hosts whose devices are not open yet.
-func newCluster(t *testing.T, s Suite, fams families, hosts int) *Cluster {
+// NewCluster makes hosts whose devices are not open yet.
+func NewCluster(t *testing.T, s Suite, fams Families, hosts int) *Cluster {
 	t.Helper()
 	c := &Cluster{suite: s, Config: subnet.Config{Backend: subnet.Backend{Type: s.Type, Raw: s.Options}}, sw: netnstest.New(t)}
-	if fams.v4 {
+	if fams.V4 {
 		c.Config.Ranges = append(c.Config.Ranges, subnet.Range{
 			Network: netip.MustParsePrefix("10.1.0.0/16"), SubnetLen: 24,
 			SubnetMin: netip.MustParseAddr("10.1.0.0"), SubnetMax: netip.MustParseAddr("10.1.255.0"),
 		})
 	}
-	if fams.v6 {
+	if fams.V6 {
 		c.Config.Ranges = append(c.Config.Ranges, subnet.Range{
 			Network: netip.MustParsePrefix("fd00:1::/48"), SubnetLen: 64,
 			SubnetMin: netip.MustParseAddr("fd00:1::"), SubnetMax: netip.MustParseAddr("fd00:1:0:ffff::"),
@@ -178,12 +178,12 @@ func (h *Host) writes(t *testing.T) uint64 {
 	return w.Writes()
 }
 
-// reach pings the other host's pod from this one's, by every family.
-func (h *Host) reach(t *testing.T, o *Host) {
+// Reach pings the other host's pod from this one's, by every family.
+func (h *Host) Reach(t *testing.T, o *Host) {
 	t.Helper()
 	for _, s := range o.Own.Subnets {
 		if err := h.ping(t.Context(), s, "-c", "3", "-i", "0.01"); err != nil {
-			t.Errorf("host %d to %d: %v%s", h.number, o.number, err, h.state(t))
+			t.Errorf("host %d to %d: %v%s", h.number, o.number, err, h.State(t))
 		}
 	}
 }
@@ -194,9 +194,9 @@ func (h *Host) ping(ctx context.Context, s netip.Prefix, args ...string) error {
 	return err
 }
 
-// startPing pings in the background until wait, which says how many answers
+// StartPing pings in the background until wait, which says how many answers
 // of how many are missing.
-func (h *Host) startPing(t *testing.T, s netip.Prefix, count int) (wait func() error) {
+func (h *Host) StartPing(t *testing.T, s netip.Prefix, count int) (wait func() error) {
 	t.Helper()
 	cmd := exec.CommandContext(t.Context(), "ping", "-n", "-q", "-W", "1", "-i", "0.005", "-c", fmt.Sprint(count), s.Addr().Next().Next().String())
 	var out strings.Builder
@@ -216,8 +216,8 @@ func (h *Host) startPing(t *testing.T, s netip.Prefix, count int) (wait func() e
 	}
 }
 
-// state is what the kernel has, for messages of failed tests.
-func (h *Host) state(t *testing.T) string {
+// State is what the kernel has, for messages of failed tests.
+func (h *Host) State(t *testing.T) string {
 	t.Helper()
 	var out strings.Builder
 	for _, args := range [][]string{
@@ -249,8 +249,8 @@ func family(a netip.Addr) string {
 	return "-6"
 }
 
-// families a cluster has.
-type families struct{ v4, v6 bool }
+// Families are those that a cluster has.
+type Families struct{ V4, V6 bool }
 
 func raw(s string) json.RawMessage {
 	if s == "" {

@@ -375,14 +375,32 @@ func (a *attachment) bridge() (link.Port, error) {
 		_, _ = rand.Read(want.MAC)
 		want.MAC[0] = 0x0a
 	}
-	br, err := a.ports.Bridge(want)
+	br, err := a.makeBridge(want)
 	if err != nil {
 		if _, ok := errors.AsType[*link.AddressError](err); ok {
 			return br, fail(codeBridge, err)
 		}
 		return br, fail(codeKernel, err)
 	}
+	if err := awaitAddresses(a.ports, want.Addresses); err != nil {
+		return br, fail(codeKernel, err)
+	}
 	return br, prepareHost(a.conf.Bridge, want.Addresses)
+}
+
+func (a *attachment) makeBridge(want link.Bridge) (link.Port, error) {
+	if slices.ContainsFunc(want.Addresses, func(p netip.Prefix) bool { return !p.Addr().Is4() }) {
+		// Where IPv6 is off by default the bridge could not take its address.
+		bare := want
+		bare.Addresses = nil
+		if _, err := a.ports.Bridge(bare); err != nil {
+			return link.Port{}, err
+		}
+		if err := setSysctl("ipv6", want.Name, "disable_ipv6", "0"); err != nil {
+			return link.Port{}, err
+		}
+	}
+	return a.ports.Bridge(want)
 }
 
 // result describes the attachment (section 5, "Add Success").

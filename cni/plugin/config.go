@@ -146,6 +146,9 @@ func (c *config) validate() error {
 	if c.NoEndpoint {
 		return failf(types.ErrUnsupportedField, "disableContainerInterface is not supported yet: remove it")
 	}
+	if c.IPAM.Type == "dhcp" {
+		return failf(types.ErrUnsupportedField, "ipam.type dhcp is not supported yet: use %s, or another that needs no interface", ownIPAM)
+	}
 	if c.MTU != 0 && (c.MTU < 68 || c.MTU > 65535) {
 		return bad("mtu %d: must be between 68 and 65535, or 0 for the default", c.MTU)
 	}

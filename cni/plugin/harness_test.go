@@ -61,6 +61,13 @@ func newHost(t testing.TB) *host {
 	return h
 }
 
+// in is the same host for a subtest.
+func (h *host) in(t testing.TB) *host {
+	sub := *h
+	sub.t = t
+	return &sub
+}
+
 func (h *host) write(name, content string, mode os.FileMode) string {
 	h.t.Helper()
 	path := filepath.Join(h.dir, name)

@@ -8,6 +8,7 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+	"time"
 
 	"github.com/flanneld/flanneld/kernel/link"
 	"github.com/flanneld/flanneld/kernel/netns"
@@ -105,7 +106,60 @@ func (a *attachment) fillIn() error {
 		}
 		want.Routes = append(want.Routes, route)
 	}
-	return in.FillIn(want)
+	if err := in.FillIn(want); err != nil {
+		return err
+	}
+	if err := a.awaitPort(); err != nil || len(r.Addresses) == 0 {
+		return err
+	}
+	if !a.conf.EnableDAD {
+		if err := awaitAddresses(in, r.Addresses); err != nil {
+			return err
+		}
+	}
+	return in.Announce(eth.Index, eth.MAC)
+}
+
+// settleTimeout bounds the wait for the kernel to make a new port or address
+// work. As a rule it has done so when it is asked; old kernels take up to a
+// second.
+const settleTimeout = 3 * time.Second
+
+// awaitPort returns when the host's end passes packets.
+func (a *attachment) awaitPort() error {
+	return await("host link "+a.held.Record.HostLink+" does not come up", func() (bool, error) {
+		port, err := a.ports.Port(a.held.Record.HostLink)
+		return port.Operational, err
+	})
+}
+
+// awaitAddresses returns when packets to the IPv6 addresses, of the namespace
+// that ports is in, arrive.
+func awaitAddresses(ports *link.Ports, addrs []netip.Prefix) error {
+	for _, p := range addrs {
+		if p.Addr().Is4() {
+			continue
+		}
+		if err := await("address "+p.Addr().String()+" stays unusable", func() (bool, error) { return ports.Settled(p.Addr()) }); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// await asks until the answer is yes.
+func await(problem string, done func() (bool, error)) error {
+	end := time.After(settleTimeout)
+	for wait := 100 * time.Microsecond; ; wait = min(2*wait, 20*time.Millisecond) {
+		if ok, err := done(); err != nil || ok {
+			return err
+		}
+		select {
+		case <-end:
+			return errors.New(problem + " for " + settleTimeout.String())
+		case <-time.After(wait):
+		}
+	}
 }
 
 // gatewayFor is the gateway of the family of a route that names none.
@@ -119,7 +173,8 @@ func (a *attachment) gatewayFor(to netip.Prefix) netip.Addr {
 }
 
 // sysctls of the container's interface: no router advertisements are
-// believed, an address is usable at once, and neighbours are told of it.
+// believed, an address is usable at once, the link-local one is the one that
+// the guard knows, and neighbours are told.
 func (a *attachment) sysctls(addrs []netip.Prefix) error {
 	v6 := false
 	for _, p := range addrs {
@@ -131,7 +186,7 @@ func (a *attachment) sysctls(addrs []netip.Prefix) error {
 	}
 	for _, s := range []struct {
 		family, key, value string
-	}{{"ipv6", "accept_ra", "0"}, {"ipv6", "accept_dad", dad}, {"ipv4", "arp_notify", "1"}} {
+	}{{"ipv6", "accept_ra", "0"}, {"ipv6", "accept_dad", dad}, {"ipv6", "addr_gen_mode", "0"}, {"ipv4", "arp_notify", "1"}} {
 		if err := setSysctl(s.family, a.ifName, s.key, s.value); err != nil {
 			return err
 		}
@@ -139,10 +194,8 @@ func (a *attachment) sysctls(addrs []netip.Prefix) error {
 	if !v6 {
 		return nil
 	}
-	if err := setSysctl("ipv6", a.ifName, "disable_ipv6", "0"); err != nil {
-		return err
-	}
-	return setSysctl("ipv6", "lo", "disable_ipv6", "0")
+	return errors.Join(setSysctl("ipv6", a.ifName, "disable_ipv6", "0"), setSysctl("ipv6", a.ifName, "ndisc_notify", "1"),
+		setSysctl("ipv6", "lo", "disable_ipv6", "0"))
 }
 
 func sysctlPath(family, link, key string) string {

@@ -2,6 +2,9 @@ package cli
 
 import (
 	"context"
+	"errors"
+	"flag"
+	"fmt"
 	"io"
 	"log/slog"
 	"os"
@@ -25,16 +28,28 @@ func newLog(w io.Writer, cfg *config.Config) *slog.Logger {
 	return slog.New(slog.NewTextHandler(w, o))
 }
 
+const cleanupText = `Remove everything that flanneld made on this host: tunnel devices, routes, packet filter rules, subnet.env, the
+CNI configuration, and the lease in etcd. The daemon must not be running. Containers that are attached lose their
+way to other hosts; their own interfaces stay.
+
+It takes the daemon's flags and FLANNELD_* variables; only those that name etcd and --subnet-file matter.
+
+usage: flanneld cleanup [flags]
+
+Examples:
+  systemctl stop flanneld && flanneld cleanup
+  flanneld cleanup --etcd-endpoints http://192.168.1.10:2379
+`
+
 // cleanup is "flanneld cleanup", the same as --cleanup.
 func cleanup(ctx context.Context, args []string, stdout, stderr io.Writer) int {
-	fs := newFlags("cleanup", "", `Remove everything that flanneld made on this host: tunnel devices, routes, packet filter rules,
-subnet.env, the CNI configuration. The daemon must not be running. Containers that are attached lose
-their way to other hosts; their own interfaces stay.`,
-		"systemctl stop flanneld && flanneld cleanup")
-	subnetFile := fs.String("subnet-file", config.StateDir+"/subnet.env", "the `FILE` that the daemon wrote")
-	if code, done := parse(fs, args, stdout, stderr); done {
-		return code
+	cfg, err := config.Parse(args, os.Getenv, io.Discard)
+	switch {
+	case errors.Is(err, flag.ErrHelp):
+		fmt.Fprint(stdout, cleanupText)
+		return exitOK
+	case err != nil:
+		return explain(stderr, err)
 	}
-	cfg := &config.Config{SubnetFile: *subnetFile}
 	return explain(stderr, daemon.Cleanup(ctx, cfg, newLog(stderr, cfg)))
 }

@@ -13,7 +13,6 @@ import (
 	"github.com/flanneld/flanneld/backend"
 	"github.com/flanneld/flanneld/backend/vxlan"
 	"github.com/flanneld/flanneld/cni/install"
-	"github.com/flanneld/flanneld/flanneld/config"
 	"github.com/flanneld/flanneld/kernel/link"
 	"github.com/flanneld/flanneld/subnet"
 )
@@ -25,8 +24,8 @@ func drivers(own *link.Own) map[string]backend.Driver {
 
 func driverNames() []string { return slices.Sorted(maps.Keys(drivers(nil))) }
 
-// bringUp makes the device fit the configuration and the underlay, and tells
-// the keeper what the lease has to say. It does nothing if all is as before.
+// bringUp makes the device fit the configuration and the underlay. It does
+// nothing if all is as before, and after an error the former device stays.
 func (n *network) bringUp(ctx context.Context) error {
 	c := n.view.Config
 	u := n.underlay
@@ -43,7 +42,11 @@ func (n *network) bringUp(ctx context.Context) error {
 	d, ok := drivers(n.kernel.own)[c.Backend.Type]
 	if !ok {
 		return &subnet.ConfigError{Field: "Backend.Type", Value: c.Backend.Type,
-			Remedy: "use one of " + strings.Join(driverNames(), ", ")}
+			Remedy: fmt.Sprintf("this flanneld has %s; set e.g. \"Backend\":{\"Type\":\"vxlan\"} (flannel's default is udp)", strings.Join(driverNames(), ", "))}
+	}
+	dev, err := d.Open(ctx, c, u, n.self.Identity)
+	if err != nil {
+		return fmt.Errorf("open %s device: %w", c.Backend.Type, err)
 	}
 	if n.device != nil {
 		n.log.Info("network is set up anew: configuration or underlay changed",
@@ -51,34 +54,25 @@ func (n *network) bringUp(ctx context.Context) error {
 		if err := n.device.Close(); err != nil {
 			n.log.Warn("former device not closed", "error", err)
 		}
-		n.device = nil
 	}
-	dev, err := d.Open(ctx, c, u, n.self.Identity)
-	if err != nil {
-		return fmt.Errorf("open %s device: %w", c.Backend.Type, err)
-	}
-	n.driver, n.device, n.underlay, n.opened = d, dev, u, c
-	if err := n.prepareHost(ctx); err != nil {
-		return err
-	}
-	// The rules stand and the device receives before the lease tells anybody.
-	if err := n.filter(ctx, n.peers.Current()); err != nil {
-		return err
-	}
-	n.say()
-	return nil
+	n.device, n.underlay, n.opened = dev, u, c
+	return n.prepareHost(ctx)
 }
 
 // say tells the keeper what this host's lease and record have to say, if
 // that changed.
 func (n *network) say() {
-	s := subnet.Self{Host: n.self, Type: n.opened.Backend.Type, Data: n.device.Info().Data, NodeNameExplicit: n.cfg.NodeNameSet}
+	data := n.device.Info().Data
+	s := subnet.Self{Host: n.self, Type: n.opened.Backend.Type, Data: data, NodeNameExplicit: n.cfg.NodeNameSet}
 	s.Host.PublicIPs = n.underlay.PublicIPs
-	if env, err := subnet.ReadEnv(n.cfg.SubnetFile); err == nil {
-		s.Previous = env.Subnets
-	}
+	s.Previous = n.said.Previous
 	if n.lease != nil {
 		s.Previous = n.lease.Subnets
+	} else if s.Previous == nil {
+		s.Previous = []netip.Prefix{}
+		if env, err := subnet.ReadEnv(n.cfg.SubnetFile); err == nil {
+			s.Previous = env.Subnets
+		}
 	}
 	if !reflect.DeepEqual(s, n.said) {
 		n.said = s
@@ -89,24 +83,28 @@ func (n *network) say() {
 // chooseUnderlay finds the interface and the addresses towards the other
 // hosts.
 func (n *network) chooseUnderlay(c subnet.Config) (backend.Underlay, error) {
-	ch, err := link.Choose(n.kernel.handle, link.Choice{
+	choice := link.Choice{
 		Ifaces: n.cfg.Ifaces, Regexes: n.cfg.IfaceRegexes, CanReach: n.cfg.IfaceReach,
 		PublicIPs: n.cfg.PublicIPs, IPv4: slices.Contains(families(c), true), IPv6: slices.Contains(families(c), false),
 		Avoid: networks(c),
-	})
-	if err != nil {
-		return backend.Underlay{}, err
 	}
-	u := backend.Underlay(ch)
-	for _, r := range c.Ranges {
-		for _, a := range u.Addrs {
-			if r.Network.Contains(a) {
-				return u, &subnet.ConfigError{Field: "Network", Value: r.Network.String(),
-					Remedy: fmt.Sprintf("it contains this host's own address %v on %s: choose a network that no host's underlay is in", a, u.Link)}
+	ch, err := link.Choose(n.kernel.handle, choice)
+	if err == nil {
+		return backend.Underlay(ch), nil
+	}
+	// Would it have been fine but for the pod network being there too?
+	choice.Avoid = nil
+	if ch, err := link.Choose(n.kernel.handle, choice); err == nil {
+		for _, a := range ch.Addrs {
+			for _, p := range networks(c) {
+				if p.Contains(a) {
+					return backend.Underlay{}, &subnet.ConfigError{Field: "Network", Value: p.String(),
+						Remedy: fmt.Sprintf("it contains this host's own address %v on %s: choose a network that no host is in", a, ch.Link)}
+				}
 			}
 		}
 	}
-	return u, nil
+	return backend.Underlay{}, err
 }
 
 func networks(c subnet.Config) []netip.Prefix {
@@ -153,11 +151,6 @@ func splitPeerErrors(err error, unserved map[string]string) error {
 		rest = append(rest, e)
 	}
 	return errors.Join(rest...)
-}
-
-func isUsage(err error) bool {
-	var ue *config.UsageError
-	return errors.As(err, &ue)
 }
 
 // installCNI installs the plugins for container engines, now that the

@@ -7,6 +7,8 @@ import (
 	"io/fs"
 	"log/slog"
 	"os"
+	"strings"
+	"time"
 
 	"github.com/flanneld/flanneld/cni/install"
 	"github.com/flanneld/flanneld/flanneld/api"
@@ -15,6 +17,8 @@ import (
 	"github.com/flanneld/flanneld/kernel/iptables"
 	"github.com/flanneld/flanneld/kernel/nft"
 	"github.com/flanneld/flanneld/kernel/rules"
+	"github.com/flanneld/flanneld/store/etcd"
+	"github.com/flanneld/flanneld/subnet"
 )
 
 // Cleanup removes everything of ours from this host and nothing else. It
@@ -25,11 +29,39 @@ func Cleanup(ctx context.Context, cfg *config.Config, log *slog.Logger) error {
 		return err
 	}
 	defer lock.Close()
+	release(ctx, cfg, log)
 	if err := clean(ctx, cfg, log); err != nil {
 		return err
 	}
-	return os.Remove(lock.Name())
+	for _, path := range []string{config.StateDir + "/identity", lock.Name()} {
+		if err := os.Remove(path); err != nil && !errors.Is(err, fs.ErrNotExist) {
+			return err
+		}
+	}
+	_ = os.Remove(config.StateDir) // the records of attached containers keep it
+	return nil
 }
+
+// release gives the lease back, if etcd can be asked: otherwise it expires.
+func release(ctx context.Context, cfg *config.Config, log *slog.Logger) {
+	id, err := os.ReadFile(config.StateDir + "/identity")
+	if err != nil {
+		return // this host never had one
+	}
+	ctx, cancel := context.WithTimeout(ctx, releaseTime)
+	defer cancel()
+	st, err := etcd.New((*embeddedServer)(nil).client(cfg, log))
+	if err == nil {
+		defer st.Close()
+		err = subnet.Release(ctx, st, cfg.Etcd.Prefix, strings.TrimSpace(string(id)))
+	}
+	if err != nil {
+		log.Warn("lease not given back, it expires by itself within 24 hours", "error", err)
+	}
+}
+
+// releaseTime is how long etcd may take to answer.
+const releaseTime = 3 * time.Second
 
 // clean does the work; the caller holds the host's lock. It goes on after an
 // error, so that as much as possible goes.

@@ -110,10 +110,8 @@ func (n *network) prepareHost(ctx context.Context) error {
 		k.host.IPv4, k.host.IPv6 = k.host.IPv4 || is4, k.host.IPv6 || !is4
 	}
 	changes, err := host.Setup(ctx, k.host)
-	if err != nil {
-		return fmt.Errorf("set up this host: %w", err)
-	}
 	k.changed(changes)
+	n.hostErr = err // told by status and tried again: what could be set is set
 	if err := k.monitor.Watch(link.Watch{Devices: devices, Underlay: []string{n.underlay.Link}}); err != nil {
 		return fmt.Errorf("watch the kernel: %w", err)
 	}

@@ -59,7 +59,6 @@ type network struct {
 
 	kernel   *kernel
 	underlay backend.Underlay
-	driver   backend.Driver
 	device   backend.Device
 	opened   subnet.Config // what device was opened for
 	said     subnet.Self   // what the keeper was told last
@@ -73,6 +72,7 @@ type network struct {
 	synced   time.Time
 	syncErr  error
 	hostErr  error
+	upErr    error // why the present configuration or underlay is not used
 	ready    bool
 	cniDone  bool
 	cniErr   error
@@ -119,6 +119,7 @@ func (n *network) run(ctx context.Context) error {
 			n.forget = n.forget || c.Devices || c.Lost
 			n.relook = n.relook || c.Underlay || c.Lost
 		case <-recheck:
+			n.recheck = time.Time{} // set anew by carry, once etcd can be seen
 		case <-tick.C:
 			n.beat(ctx)
 		case reply := <-n.asks:
@@ -175,9 +176,8 @@ func (n *network) beat(ctx context.Context) {
 	if time.Since(n.audited) >= audit {
 		n.audited, n.forget, n.relook = time.Now(), true, true
 	}
-	if n.waiting != "" && !n.waitLogged && time.Since(n.waitSince) >= beat {
-		n.waitLogged = true
-		n.log.Info("waiting", "for", n.waiting)
+	if time.Since(n.waitSince) > beat-time.Second {
+		n.sayWait()
 	}
 }
 
@@ -192,28 +192,36 @@ func (n *network) step(ctx context.Context) error {
 	if len(n.view.Config.Ranges) == 0 {
 		if errors.Is(n.view.ConfigErr, subnet.ErrNoConfig) {
 			n.wait(n.view.ConfigErr.Error())
+			n.sayWait() // an admin who forgot it should not wait for the hint
 			return nil
 		}
 		return n.view.ConfigErr
 	}
-	if err := n.bringUp(ctx); err != nil {
-		var ce *subnet.ConfigError
-		if n.lease == nil && (errors.As(err, &ce) || isUsage(err)) {
-			return err
+	n.upErr = n.bringUp(ctx)
+	if n.upErr != nil && n.lease == nil {
+		if IsConfig(n.upErr) {
+			return n.upErr
 		}
-		n.trouble(err)
+		n.trouble(n.upErr)
 		return nil
 	}
 	if n.lease == nil {
+		// The rules stand and the device receives before the lease tells anybody.
 		n.wait("a lease")
-		return n.filter(ctx, nil)
+		err := n.filter(ctx, n.view.Leases)
+		n.trouble(err)
+		if err == nil {
+			n.say()
+		}
+		return nil
 	}
 	n.wait("")
-	return n.carry(ctx)
+	n.carry(ctx)
+	return nil
 }
 
 // carry syncs everything that depends on the lease: peers, rules, files.
-func (n *network) carry(ctx context.Context) error {
+func (n *network) carry(ctx context.Context) {
 	now := time.Now()
 	var errs []error
 	if n.storeErr == nil {
@@ -237,7 +245,8 @@ func (n *network) carry(ctx context.Context) error {
 	}
 	errs = append(errs, n.writeEnv())
 	n.syncErr = errors.Join(errs...)
-	n.trouble(n.syncErr)
+	n.trouble(errors.Join(n.upErr, n.syncErr))
+	n.say()
 	if n.syncErr == nil && !n.ready {
 		n.ready = true
 		info := n.device.Info()
@@ -248,11 +257,9 @@ func (n *network) carry(ctx context.Context) error {
 	if n.ready && n.cfg.CNIInstall && !n.cniDone {
 		n.cniDone = n.installCNI(ctx)
 	}
-	return nil
 }
 
-// filter makes the packet filter and the host's settings right for peers;
-// before the lease, for those of the view.
+// filter makes the packet filter right for peers.
 func (n *network) filter(ctx context.Context, peers []subnet.Lease) error {
 	info := n.device.Info()
 	r := rules.Rules{
@@ -266,8 +273,6 @@ func (n *network) filter(ctx context.Context, peers []subnet.Lease) error {
 	}
 	if n.lease != nil {
 		r.Subnets = n.lease.Subnets
-	} else {
-		peers = n.view.Leases
 	}
 	for i := range peers {
 		r.Tunnel.Peers = append(r.Tunnel.Peers, peers[i].PublicIPs...)
@@ -342,6 +347,19 @@ func (n *network) wait(what string) {
 	if what != n.waiting {
 		n.waiting, n.waitSince, n.waitLogged = what, time.Now(), false
 	}
+}
+
+// sayWait logs once what the network waits for, and why if the keeper knows.
+func (n *network) sayWait() {
+	if n.waiting == "" || n.waitLogged {
+		return
+	}
+	n.waitLogged = true
+	if n.keepErr != nil {
+		n.log.Info("waiting", "for", n.waiting, "error", n.keepErr)
+		return
+	}
+	n.log.Info("waiting", "for", n.waiting)
 }
 
 // trouble logs an error when it begins, changes and ends.

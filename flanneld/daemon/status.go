@@ -130,6 +130,9 @@ func (n *network) judge(s *api.Status, now time.Time) {
 	for _, key := range slices.Sorted(maps.Keys(n.unserved)) {
 		degraded("%s", n.unserved[key])
 	}
+	if n.upErr != nil && n.device != nil {
+		degraded("the network goes on as it was: %v", n.upErr)
+	}
 	if n.hostErr != nil {
 		degraded("set up this host: %v", n.hostErr)
 	}

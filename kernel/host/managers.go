@@ -23,7 +23,7 @@ type managerFile struct {
 // managerFiles are all below /run: they vanish with the next boot, as our
 // devices do.
 func managerFiles(o Options) []managerFile {
-	links := slices.Concat(o.Tunnels, o.Bridges, o.Patterns)
+	links := slices.DeleteFunc(slices.Concat(o.Tunnels, o.Bridges, o.Patterns), func(l string) bool { return l == "" })
 	slices.Sort(links)
 	links = slices.Compact(links)
 	networkd := []string{"usr/lib/systemd/systemd-networkd", "lib/systemd/systemd-networkd", "run/systemd/netif"}
@@ -54,7 +54,7 @@ func managerFiles(o Options) []managerFile {
 // files writes what network managers need to know, where there are any, and
 // tells those that run.
 func (s *setup) files(ctx context.Context, tell bool) {
-	if len(s.o.Tunnels)+len(s.o.Bridges)+len(s.o.Patterns) == 0 {
+	if strings.Join(slices.Concat(s.o.Tunnels, s.o.Bridges, s.o.Patterns), "") == "" {
 		return
 	}
 	for _, f := range managerFiles(s.o) {

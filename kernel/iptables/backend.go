@@ -21,6 +21,9 @@ type backends struct {
 	runs  atomic.Int64
 }
 
+// errNotInstalled says that there are rules and no program that made them.
+var errNotInstalled = errors.New("has rules but is not installed")
+
 type backend struct {
 	v4, nft bool
 	legacy  *legacy  // nil if nft
@@ -94,7 +97,7 @@ func (b *backends) command(ctx context.Context, x *backend) (*command, error) {
 			return cmd, nil
 		}
 	}
-	return nil, fmt.Errorf("%s%s has rules but is not installed (Debian package iptables)", base, suffix)
+	return nil, fmt.Errorf("%s%s: %w (Debian package iptables)", base, suffix, errNotInstalled)
 }
 
 // Cleanup removes what a Filter of this package left, through whichever

@@ -149,7 +149,7 @@ func (f *Filter) Sync(ctx context.Context, r rules.Rules) error {
 	f.valid = false
 	local := func(netip.Addr) bool { return false }
 	if len(r.Guard) > 0 {
-		if local, err = localAddrs(); err != nil {
+		if local, err = rules.Local(); err != nil {
 			return err
 		}
 	}
@@ -177,10 +177,6 @@ func (f *Filter) Remove(ctx context.Context) error {
 	}
 	return errors.Join(f.sets.Destroy(peers4), f.sets.Destroy(peers6))
 }
-
-// Forget drops what the filter believes about the kernel: the next Sync
-// reads it.
-func (f *Filter) Forget() { f.valid = false }
 
 // rounds bounds how often Sync writes and looks again.
 const rounds = 3

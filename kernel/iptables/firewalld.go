@@ -31,19 +31,35 @@ type firewalld struct {
 	runs  *atomic.Int64
 	seen  uint64
 	added []string
+	// problem says why firewalld cannot be told, since failed; "" if it can.
+	problem string
+	failed  time.Time
 }
+
+// firewalldRetry is how long a firewalld that left its rules behind, or is
+// busy, is not asked again.
+const firewalldRetry = time.Minute
+
+// due tells whether it is time to ask again.
+func (f *firewalld) due() bool { return f.problem != "" && time.Since(f.failed) > firewalldRetry }
 
 // sync runs firewall-cmd only after firewalld started or was reloaded.
 func (f *firewalld) sync(ctx context.Context, w *nft.Watch, networks []netip.Prefix) error {
 	id, err := w.Table(nft.INet, firewalldTable)
-	if err != nil || id == f.seen {
+	if err != nil || id == f.seen && !f.due() {
 		return err
 	}
+	f.problem = ""
 	if id == 0 {
 		f.seen = 0
 		return nil
 	}
 	out, err := f.run(ctx, "--zone=trusted", "--list-sources")
+	if absent(err) {
+		f.seen, f.failed = id, time.Now()
+		f.problem = "nftables table inet " + firewalldTable + " drops what it does not accept and firewalld does not answer: start firewalld, or delete the table"
+		return nil
+	}
 	if err != nil {
 		return err
 	}
@@ -74,11 +90,8 @@ func (f *firewalld) remove(ctx context.Context) error {
 		return nil
 	}
 	out, err := f.run(ctx, "--zone=trusted", "--list-sources")
-	if err != nil && !errors.Is(err, exec.ErrNotFound) {
-		var e *runError
-		if !errors.As(err, &e) || !strings.Contains(e.said, "not running") {
-			return err
-		}
+	if err != nil && !absent(err) {
+		return err
 	}
 	have := strings.Fields(out)
 	gone := slices.DeleteFunc(slices.Clone(f.added), func(n string) bool { return !slices.Contains(have, n) })
@@ -95,6 +108,13 @@ func (f *firewalld) remove(ctx context.Context) error {
 		return err
 	}
 	return nil
+}
+
+// absent tells whether there is no firewalld to talk to.
+func absent(err error) bool {
+	var e *runError
+	return errors.Is(err, exec.ErrNotFound) ||
+		errors.As(err, &e) && (strings.Contains(e.said, "not running") || strings.Contains(e.said, "DBUS_ERROR"))
 }
 
 func (f *firewalld) change(ctx context.Context, verb string, networks []string) error {

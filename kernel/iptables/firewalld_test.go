@@ -23,7 +23,7 @@ func startFirewalld(t *testing.T, w router) {
 	bus := filepath.Join(dir, "bus")
 	config := filepath.Join(dir, "bus.conf")
 	err := os.WriteFile(config, []byte(`<busconfig><type>system</type><listen>unix:path=`+bus+`</listen>
-<auth>EXTERNAL</auth><policy context="default"><allow send_destination="*"/><allow own="*"/><allow user="*"/></policy></busconfig>`), 0o644)
+<auth>EXTERNAL</auth><policy context="default"><allow send_destination="*"/><allow receive_sender="*"/><allow receive_requested_reply="true"/><allow own="*"/><allow user="*"/></policy></busconfig>`), 0o644)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -108,5 +108,27 @@ func TestFirewalldSourcesOfTheAdministratorStay(t *testing.T) {
 	}
 	if s := strings.TrimSpace(w.sh(t, "firewall-cmd --zone=trusted --list-sources")); s != netip.MustParsePrefix("10.1.0.0/16").String() {
 		t.Errorf("sources %q, want the administrator's", s)
+	}
+}
+
+func TestFirewalldThatLeftItsRulesIsReportedAndNotAskedAgain(t *testing.T) {
+	w := newRouter(t)
+	w.sh(t, "nft add table inet firewalld")
+	t.Setenv("DBUS_SYSTEM_BUS_ADDRESS", "unix:path="+filepath.Join(t.TempDir(), "nobody"))
+	f, sync := w.forward(t, "")
+	sync()
+	if p := f.Problems(); len(p) != 1 || !strings.Contains(p[0], "start firewalld") {
+		t.Errorf("problems %q, want one that names the remedy", p)
+	}
+	ran := f.Runs()
+	w.sh(t, "nft add table inet other")
+	sync()
+	if n := f.Runs() - ran; n != 0 {
+		t.Errorf("%d programs run, want none", n)
+	}
+	w.sh(t, "nft delete table inet firewalld")
+	sync()
+	if p := f.Problems(); len(p) != 0 {
+		t.Errorf("problems %q, want none", p)
 	}
 }

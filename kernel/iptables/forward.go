@@ -81,14 +81,13 @@ func (f *Forward) Sync(ctx context.Context, networks []netip.Prefix) error {
 		}
 		errs = errors.Join(errs, f.sync(ctx, x, networks))
 	}
-	if f.b.watch == nil || same && gen == f.generation {
+	if f.b.watch == nil || same && gen == f.generation && !f.firewalld.due() {
 		return errs
 	}
 	errs = errors.Join(errs, f.firewalld.sync(ctx, f.b.watch, networks))
 	chains, err := f.b.watch.Chains()
 	f.foreign = slices.DeleteFunc(chains, func(c nft.Chain) bool {
-		isIPTables := c.Family != nft.INet && c.Table == "filter" && c.Name == "FORWARD"
-		return !c.Drops || isIPTables || c.Table == firewalldTable
+		return !c.Drops || c.Table == firewalldTable || f.arranged(c)
 	})
 	if errs = errors.Join(errs, err); errs == nil {
 		f.generation = gen // before our own writes: the next Sync looks once more
@@ -96,10 +95,22 @@ func (f *Forward) Sync(ctx context.Context, networks []netip.Prefix) error {
 	return errs
 }
 
-// Problems says, in stable text, which nftables chains drop forwarded packets
-// by policy and are nobody's that we know how to tell.
+// arranged tells whether a chain is iptables' FORWARD and we have the program
+// to arrange ourselves with it.
+func (f *Forward) arranged(c nft.Chain) bool {
+	return c.Table == "filter" && c.Name == "FORWARD" && slices.ContainsFunc(f.b.all, func(x *backend) bool {
+		return x.nft && x.family() == c.Family && x.cmd != nil
+	})
+}
+
+// Problems says, in stable text, who drops forwarded packets and could not be
+// told not to: nftables chains of somebody we do not know, by their policy,
+// and a firewalld that left its rules behind.
 func (f *Forward) Problems() []string {
 	var out []string
+	if f.firewalld.problem != "" {
+		out = append(out, f.firewalld.problem)
+	}
 	for _, c := range f.foreign {
 		p := fmt.Sprintf("nftables chain %s drops what it does not accept: add rules there that accept the pod network", c)
 		for _, n := range f.last {
@@ -132,6 +143,10 @@ func (f *Forward) sync(ctx context.Context, x *backend, networks []netip.Prefix)
 			return nil
 		}
 		cmd, err := f.b.command(ctx, x)
+		if errors.Is(err, errNotInstalled) { // somebody uses the same names: see Problems
+			f.seen[x] = id
+			return nil
+		}
 		if err != nil {
 			return err
 		}

@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"hash/fnv"
+	"io"
 	"os"
 	"slices"
 	"strings"
@@ -37,11 +38,14 @@ func openLegacy(v4 bool) (*legacy, error) {
 	if err != nil {
 		return nil, err
 	}
-	l.names = names
 	l.fd, err = unix.Socket(domain, unix.SOCK_RAW|unix.SOCK_CLOEXEC, unix.IPPROTO_RAW)
+	if errors.Is(err, unix.EAFNOSUPPORT) { // IPv6 is switched off
+		return l, names.Close()
+	}
 	if err != nil {
 		return nil, errors.Join(fmt.Errorf("open raw socket to read iptables: %w", err), names.Close())
 	}
+	l.names = names
 	return l, nil
 }
 
@@ -60,7 +64,7 @@ func (l *legacy) tables() ([]string, error) {
 	}
 	b := make([]byte, 512)
 	n, err := l.names.ReadAt(b, 0)
-	if n == 0 && err != nil && err.Error() != "EOF" {
+	if n == 0 && err != nil && !errors.Is(err, io.EOF) {
 		return nil, fmt.Errorf("read %s: %w", l.names.Name(), err)
 	}
 	return strings.Fields(string(b[:n])), nil

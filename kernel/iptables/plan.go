@@ -3,7 +3,6 @@ package iptables
 import (
 	"errors"
 	"fmt"
-	"net"
 	"net/netip"
 	"slices"
 	"strings"
@@ -88,7 +87,7 @@ func guard(r rules.Rules, v4 bool, local func(netip.Addr) bool) []chain {
 	}
 	for _, s := range r.Guard {
 		a := s.Addr().Unmap().WithZone("")
-		if a.IsUnspecified() || a.IsLoopback() || local(a) {
+		if rules.Here(a, local) {
 			d.add(fmt.Sprintf("-p tcp -m tcp --dport %d -m addrtype --dst-type LOCAL", s.Port()), "DROP")
 		}
 		if a.Is4() == v4 && !a.IsUnspecified() {
@@ -174,21 +173,6 @@ func postrouting(r rules.Rules, v4, randomFully bool) chain {
 		}
 	}
 	return c
-}
-
-// localAddrs returns a test for this host's addresses, as they are now.
-func localAddrs() (func(netip.Addr) bool, error) {
-	addrs, err := net.InterfaceAddrs()
-	if err != nil {
-		return nil, fmt.Errorf("list this host's addresses: %w", err)
-	}
-	have := make(map[netip.Addr]bool, len(addrs))
-	for _, a := range addrs {
-		if p, err := netip.ParsePrefix(a.String()); err == nil {
-			have[p.Addr()] = true
-		}
-	}
-	return func(a netip.Addr) bool { return have[a] }, nil
 }
 
 // isAboutSets tells whether a program refused the match on a set.

@@ -21,8 +21,8 @@ type chain struct {
 	table, name string
 	parent      string // the built-in chain that jumps here; "": another one of ours does
 	rules       []rule
-	// place says where in the parent's other rules the jump belongs, and
-	// accepted whether it may stay where it is; both nil: first.
+	// place says where among the parent's other rules the jump belongs; nil:
+	// first.
 	place func(others []string) int
 }
 

@@ -234,7 +234,8 @@ func (h *host) take(index int, preferred ...netip.Addr) (Chosen, error) {
 }
 
 // usable lists the addresses of an interface and family that others can
-// reach: global ones first, link-local ones where there are no others.
+// reach: global ones first, then IPv4 link-local ones. (An IPv6 one means
+// nothing without naming the link, which a lease cannot.)
 func (h *host) usable(index int, v4 bool) []netip.Addr {
 	var global, local []netip.Addr
 	for _, a := range h.addrs {
@@ -244,7 +245,7 @@ func (h *host) usable(index int, v4 bool) []netip.Addr {
 		case a.Link != index || ip.Is4() != v4 || !a.Settled || avoid:
 		case ip.IsGlobalUnicast():
 			global = append(global, ip)
-		case ip.IsLinkLocalUnicast():
+		case ip.IsLinkLocalUnicast() && v4:
 			local = append(local, ip)
 		}
 	}

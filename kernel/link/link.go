@@ -87,8 +87,8 @@ func (h *Handle) link(index int, name string) (Link, error) {
 	}
 	if err == nil {
 		h.own.sawLink(&l)
-	} else if errors.Is(err, ErrNoLink) && index != 0 {
-		h.own.sawNoLink(index)
+	} else if errors.Is(err, ErrNoLink) {
+		h.own.sawNoLink(index, name)
 	}
 	return l, err
 }
@@ -120,7 +120,7 @@ func (h *Handle) Links(kind string) ([]Link, error) {
 func (h *Handle) DeleteLink(index int) error {
 	body := ifinfomsg(index, 0, 0)
 	h.message(unix.RTM_DELLINK, 0, body[:])
-	h.own.sawNoLink(index)
+	h.own.sawNoLink(index, "")
 	if err := h.do(); err != nil && !errors.Is(err, unix.ENODEV) {
 		return fmt.Errorf("delete interface with index %d: %w", index, err)
 	}

@@ -234,7 +234,8 @@ func (m *Monitor) take(b []byte, news *Change) {
 			m.address(h.Kind, ours, body, news)
 		case unix.RTM_NEWROUTE, unix.RTM_DELROUTE:
 			var r Route
-			if !ours && readRoute(body, &r) && (r.Protocol == Protocol || m.isDevice(r.Link)) {
+			// The kernel's own routes follow addresses, which are told too.
+			if !ours && readRoute(body, &r) && r.Protocol != unix.RTPROT_KERNEL && (r.Protocol == Protocol || m.isDevice(r.Link)) {
 				news.Devices = true
 			}
 		case unix.RTM_NEWNEIGH, unix.RTM_DELNEIGH:
@@ -268,8 +269,8 @@ func (m *Monitor) neighbour(kind uint16, body []byte) bool {
 
 func (m *Monitor) address(kind uint16, ours bool, body []byte, news *Change) {
 	var a Address
-	if !parseAddress(body, &a) {
-		return
+	if !parseAddress(body, &a) || a.Prefix.Addr().Is6() && a.Prefix.Addr().IsLinkLocalUnicast() {
+		return // the kernel's own, and nobody's end of a tunnel
 	}
 	other := a
 	other.Settled = !a.Settled
@@ -283,7 +284,7 @@ func (m *Monitor) address(kind uint16, ours bool, body []byte, news *Change) {
 		}
 	}
 	device, underlay := m.watched(a.Link)
-	if device && (ours || m.own.heard(echo{kind: kind, link: a.Link, addr: a.Prefix.Addr()})) {
+	if device && (ours || m.own.dropped(a.Link) || m.own.heard(echo{kind: kind, link: a.Link, addr: a.Prefix.Addr()})) {
 		return
 	}
 	news.Devices = news.Devices || device
@@ -341,9 +342,11 @@ func (m *Monitor) settle(news *Change) {
 	clear(m.pending)
 }
 
+// isDevice reports whether an interface is a device of ours that is still to
+// be there.
 func (m *Monitor) isDevice(index int) bool {
 	device, _ := m.watched(index)
-	return device
+	return device && !m.own.dropped(index)
 }
 
 func (m *Monitor) watched(index int) (device, underlay bool) {

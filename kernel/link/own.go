@@ -1,11 +1,12 @@
 package link
 
 import (
+	"net/netip"
 	"sync"
 	"time"
 
 	"github.com/flanneld/flanneld/kernel/nlbatch"
-	"net/netip"
+	"golang.org/x/sys/unix"
 )
 
 // Own remembers what the handles of this process did lately, so that a
@@ -139,8 +140,10 @@ func (o *Own) heard(e echo) bool {
 	o.turn()
 	_, recent := o.recent[e]
 	_, older := o.older[e]
-	delete(o.recent, e)
-	delete(o.older, e)
+	if e.kind == unix.RTM_NEWNEIGH || e.kind == unix.RTM_DELNEIGH { // told once; addresses more than once
+		delete(o.recent, e)
+		delete(o.older, e)
+	}
 	return recent || older
 }
 
@@ -162,16 +165,26 @@ func (o *Own) sawLink(l *Link) {
 	if o.links == nil {
 		o.links = map[int]linkState{}
 	}
+	for index, s := range o.links { // few: those that our handles look up
+		if s.name == l.Name {
+			delete(o.links, index)
+		}
+	}
 	o.links[l.Index] = stateOf(l)
 }
 
-func (o *Own) sawNoLink(index int) {
+// sawNoLink is told what was looked for, one of the two.
+func (o *Own) sawNoLink(index int, name string) {
 	if o == nil {
 		return
 	}
 	o.mu.Lock()
 	defer o.mu.Unlock()
-	delete(o.links, index)
+	for i, s := range o.links {
+		if i == index || s.name == name {
+			delete(o.links, i)
+		}
+	}
 }
 
 // linkAsSeen is the state that a handle last found.
@@ -183,6 +196,10 @@ func (o *Own) linkAsSeen(index int) linkState {
 	defer o.mu.Unlock()
 	return o.links[index]
 }
+
+// dropped reports whether a handle removed a link, or never saw it: what
+// vanishes with it is no news.
+func (o *Own) dropped(index int) bool { return o != nil && o.linkAsSeen(index) == linkState{} }
 
 func stateOf(l *Link) linkState {
 	return linkState{name: l.Name, mtu: l.MTU, mac: l.MAC, up: l.Up, parent: l.Parent, master: l.Master}

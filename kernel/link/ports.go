@@ -45,6 +45,7 @@ type Port struct {
 	MAC           net.HardwareAddr
 	Up            bool // administratively
 	Running       bool // carrier too
+	Operational   bool // and the kernel has acted on it: packets pass
 	Promisc       bool
 	Hairpin       bool // as a port of a bridge
 	// Peer is the index of a veth's other end, in that end's namespace.
@@ -208,6 +209,9 @@ func parsePort(m []byte) (Port, error) {
 			p.MAC = slices.Clone(data)
 		case unix.IFLA_MTU:
 			p.MTU = number(data)
+		case unix.IFLA_OPERSTATE:
+			const up = 6 // IF_OPER_UP
+			p.Operational = len(data) > 0 && data[0] == up
 		case unix.IFLA_MASTER:
 			p.Master = number(data)
 		case unix.IFLA_LINK:

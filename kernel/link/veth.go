@@ -207,6 +207,38 @@ func (p *Ports) Learn(index int, addrs []netip.Addr, mac net.HardwareAddr) error
 	return nil
 }
 
+// Settled tells whether the namespace receives packets to an address of its
+// own: the kernel makes an IPv6 address usable some time after it was added.
+func (p *Ports) Settled(a netip.Addr) (bool, error) {
+	p.b.Reset()
+	m := make([]byte, unix.SizeofRtMsg)
+	m[0], m[1] = family(a), uint8(a.BitLen())
+	p.b.Message(unix.RTM_GETROUTE, 0, m)
+	p.b.Bytes(unix.RTA_DST, a.AsSlice())
+	for m, err := range p.c.Get(&p.b) {
+		if errors.Is(err, unix.ENETUNREACH) || errors.Is(err, unix.EHOSTUNREACH) || errors.Is(err, unix.EACCES) {
+			return false, nil
+		}
+		if err != nil {
+			return false, fmt.Errorf("look up route to own address %s: %w", a, err)
+		}
+		return len(m) >= unix.SizeofRtMsg && m[7] == unix.RTN_LOCAL, nil
+	}
+	return false, nil
+}
+
+// Announce makes an interface tell its neighbours who has its addresses now,
+// if its sysctls arp_notify and ndisc_notify are on.
+func (p *Ports) Announce(index int, mac net.HardwareAddr) error {
+	p.b.Reset()
+	p.b.Message(unix.RTM_NEWLINK, 0, linkMessage(unix.AF_UNSPEC, index, 0, 0))
+	p.b.Bytes(unix.IFLA_ADDRESS, mac) // setting it, be it the same, is what is announced
+	if err := p.do(); err != nil {
+		return fmt.Errorf("announce %s: %w", mac, err)
+	}
+	return nil
+}
+
 // Routes lists the main table's (or the table's, if not 0) unicast routes on one link.
 func (p *Ports) Routes(index, table int) ([]Inroute, error) {
 	var out []Inroute

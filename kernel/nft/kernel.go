@@ -89,7 +89,8 @@ func (f *Filter) write(have, want table) (commits int, err error) {
 			f.conn.DelTable(ourTable())
 			w.pending++
 		}
-		return w.commits, w.commit(&err)
+		w.commit()
+		return w.commits, w.err
 	}
 	if !have.fits(want) {
 		f.conn.AddTable(ourTable())
@@ -121,8 +122,8 @@ func (f *Filter) write(have, want table) (commits int, err error) {
 			w.pending++
 		}
 	}
-	err = w.commit(&w.err)
-	return w.commits, err
+	w.commit()
+	return w.commits, w.err
 }
 
 // fits tells whether t can be turned into want piece by piece: hooks and key
@@ -177,16 +178,16 @@ type writer struct {
 	err     error
 }
 
-func (w *writer) commit(err *error) error {
-	if *err != nil || w.pending == 0 {
-		return *err
+// commit sends what was collected, unless something went wrong before.
+func (w *writer) commit() {
+	if w.err != nil || w.pending == 0 {
+		return
 	}
 	w.pending, w.elems = 0, 0
 	w.commits++
-	if *err = w.conn.Flush(); *err != nil {
-		*err = fmt.Errorf("commit: %w", *err)
+	if err := w.conn.Flush(); err != nil {
+		w.err = fmt.Errorf("commit: %w", err)
 	}
-	return *err
 }
 
 func (w *writer) addSet(s set) {
@@ -213,7 +214,7 @@ func (w *writer) elements(s set, keys []string, add bool) {
 		}
 		w.pending++
 		if w.elems += len(chunk); w.elems >= elementsPerCommit {
-			w.commit(&w.err)
+			w.commit()
 		}
 	}
 }

@@ -95,7 +95,7 @@ func (f *Filter) Sync(ctx context.Context, r rules.Rules) error {
 	}
 	local := func(netip.Addr) bool { return false }
 	if len(r.Guard) > 0 {
-		if local, err = localAddrs(); err != nil {
+		if local, err = rules.Local(); err != nil {
 			return err
 		}
 	}
@@ -122,10 +122,6 @@ func (f *Filter) Remove(ctx context.Context) error {
 	}
 	return nil
 }
-
-// Forget drops what the filter believes about the kernel: the next Sync
-// reads it.
-func (f *Filter) Forget() { f.have = nil }
 
 // become makes the kernel hold want. gen is the present generation.
 func (f *Filter) become(ctx context.Context, want table, gen uint32) error {

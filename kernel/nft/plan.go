@@ -5,7 +5,6 @@ import (
 	"encoding/hex"
 	"fmt"
 	"hash/fnv"
-	"net"
 	"net/netip"
 	"slices"
 
@@ -263,7 +262,7 @@ func guardSets(guarded []netip.AddrPort, local func(netip.Addr) bool) []set {
 		a := g.Addr().Unmap().WithZone("")
 		port := string(binary.BigEndian.AppendUint16(nil, g.Port()))
 		ports = append(ports, port)
-		if a.IsUnspecified() || a.IsLoopback() || local(a) {
+		if rules.Here(a, local) {
 			here = append(here, port)
 		}
 		key := string(a.AsSlice()) + port + "\x00\x00" // padded to four bytes
@@ -284,19 +283,4 @@ func guardSets(guarded []netip.AddrPort, local func(netip.Addr) bool) []set {
 		sets[i].keys = slices.Compact(sets[i].keys)
 	}
 	return sets
-}
-
-// localAddrs returns a test for this host's addresses, as they are now.
-func localAddrs() (func(netip.Addr) bool, error) {
-	addrs, err := net.InterfaceAddrs()
-	if err != nil {
-		return nil, fmt.Errorf("list this host's addresses: %w", err)
-	}
-	have := make(map[netip.Addr]bool, len(addrs))
-	for _, a := range addrs {
-		if p, err := netip.ParsePrefix(a.String()); err == nil {
-			have[p.Addr()] = true
-		}
-	}
-	return func(a netip.Addr) bool { return have[a] }, nil
 }

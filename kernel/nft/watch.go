@@ -106,8 +106,14 @@ func (w *Watch) Digest(f Family, table, name string) (uint64, error) {
 		if err != nil {
 			return 0, fmt.Errorf("list nftables chain %s %s %s: %w", f, table, name, err)
 		}
-		// A rule that is replaced gets a new handle.
 		h.Write(attr(after4(body), unix.NFTA_RULE_HANDLE))
+		for _, e := range nlbatch.Attrs(attr(after4(body), unix.NFTA_RULE_EXPRESSIONS)) {
+			switch text(attr(e, unix.NFTA_EXPR_NAME)) {
+			case "counter", "quota", "last": // change by themselves
+			default:
+				h.Write(e)
+			}
+		}
 	}
 	return max(h.Sum64(), 1), nil
 }

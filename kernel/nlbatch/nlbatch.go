@@ -148,11 +148,6 @@ func Dial(protocol int) (*Conn, error) {
 // Close frees the socket.
 func (c *Conn) Close() error { return unix.Close(c.fd) }
 
-// ForceBuffer sets the size of the send buffer, which bounds a batch, past the system's limit.
-func (c *Conn) ForceBuffer(bytes int) error {
-	return unix.SetsockoptInt(c.fd, unix.SOL_SOCKET, unix.SO_SNDBUFFORCE, bytes)
-}
-
 // Do sends every message of the batch and returns one outcome for each: nil,
 // or an *Error. The second result is the failure of the call itself, after
 // which nothing is known of the outcomes.

@@ -170,6 +170,7 @@ func testHostToPod(t *testing.T, w *world, s Subject) {
 	for _, fam := range both() {
 		expectSeen(t, fam.name+" from the host's underlay address", w.a, fam.a, fam.b1, fam.tunnelA.String())
 		expectSeen(t, fam.name+" from the host", w.a, netip.Addr{}, fam.b1, fam.tunnelA.String())
+		expectSeen(t, fam.name+" from another host", w.b, netip.Addr{}, fam.a1, fam.tunnelB.String())
 	}
 }
 
@@ -290,7 +291,7 @@ func testSecondSync(t *testing.T, w *world, s Subject) {
 	f := open(t, w, s)
 	f.sync(wanted())
 	before, ran := s.dump(t, w), s.runs(f)
-	writes := countWrites(t, w)
+	writes := CountWrites(t, w.a)
 	for range 3 {
 		f.sync(wanted())
 	}
@@ -310,7 +311,7 @@ func testRestart(t *testing.T, w *world, s Subject) {
 	f.sync(wanted())
 	before := s.dump(t, w)
 	second := open(t, w, s)
-	writes := countWrites(t, w)
+	writes := CountWrites(t, w.a)
 	r := wanted()
 	r.Tunnel.Peers = []netip.Addr{r.Tunnel.Peers[1], r.Tunnel.Peers[0]} // order is free
 	second.sync(r)

@@ -45,6 +45,7 @@ type conn struct {
 	cli      *clientv3.Client
 	watch    pb.WatchClient
 	lease    pb.LeaseClient
+	login    login
 
 	heard   atomic.Int64 // when the server last said anything: nanoseconds since start
 	strikes atomic.Int32
@@ -75,52 +76,28 @@ func (k *conn) kill(err error) {
 	})
 }
 
+var errClosed = errors.New("the store is closed")
+
 // connect returns the connection there is, or begins one to the next
-// endpoint. Without a user it does not wait for the network; the first
-// request does.
-func (s *Store) connect(ctx context.Context) (*conn, error) {
-	if k, err := s.current(); k != nil || err != nil {
-		return k, err
-	}
-	select {
-	case s.dialing <- struct{}{}:
-		defer func() { <-s.dialing }()
-	case <-ctx.Done():
-		return nil, context.Cause(ctx)
-	}
-	k, err := s.current()
-	if k != nil || err != nil {
-		return k, err
-	}
-	s.mu.Lock()
-	endpoint := s.endpoints[s.next%len(s.endpoints)]
-	s.next++
-	s.mu.Unlock()
-	k, err = s.dial(ctx, endpoint)
-	if err != nil {
-		return nil, &unsentError{explain(endpoint, "connect", err)}
-	}
+// endpoint. It does not wait for the network; the first request does.
+func (s *Store) connect() (*conn, error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if s.closed {
-		k.kill(errClosed)
 		return nil, errClosed
+	}
+	if s.conn != nil {
+		return s.conn, nil
+	}
+	endpoint := s.endpoints[s.next%len(s.endpoints)]
+	s.next++
+	k, err := s.dial(endpoint)
+	if err != nil {
+		return nil, &unsentError{explain(endpoint, "connect", err)}
 	}
 	s.conn = k
 	s.wait.Go(func() { s.guard(k) })
 	return k, nil
-}
-
-var errClosed = errors.New("the store is closed")
-
-// current returns the connection there is, nil if there is none.
-func (s *Store) current() (*conn, error) {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	if s.closed {
-		return nil, errClosed
-	}
-	return s.conn, nil
 }
 
 // fail gives up a connection.
@@ -133,27 +110,19 @@ func (s *Store) fail(k *conn, err error) {
 	k.kill(err)
 }
 
-func (s *Store) dial(ctx context.Context, endpoint string) (*conn, error) {
-	base, cancel := context.WithCancel(context.Background())
-	stop := context.AfterFunc(ctx, cancel) // only asking for the token waits
-	defer stop()
+func (s *Store) dial(endpoint string) (*conn, error) {
+	k := &conn{endpoint: endpoint, login: login{user: s.opts.Username, password: s.opts.Password}, dead: make(chan struct{})}
 	c := clientv3.Config{
-		Endpoints: []string{endpoint},
-		Username:  s.opts.Username,
-		Password:  s.opts.Password,
-		// A request refused because the token expired is sent once more,
-		// with a new one; no write that a server may have seen is.
-		MaxUnaryRetries:    2,
-		BackoffWaitBetween: time.Millisecond,
-		DialTimeout:        s.opts.DialTimeout,
-		Context:            base,
-		Logger:             zap.NewNop(),
+		Endpoints:       []string{endpoint},
+		MaxUnaryRetries: 1, // who tries again is decided here
+		Logger:          zap.NewNop(),
 		DialOptions: []grpc.DialOption{
 			grpc.WithConnectParams(grpc.ConnectParams{
 				Backoff:           backoff.Config{BaseDelay: time.Second, Multiplier: 1, MaxDelay: time.Second},
 				MinConnectTimeout: s.opts.DialTimeout,
 			}),
 			grpc.WithChainUnaryInterceptor(failFast),
+			grpc.WithPerRPCCredentials(&k.login),
 			// Large lists need few round trips.
 			grpc.WithInitialWindowSize(4 << 20),
 			grpc.WithInitialConnWindowSize(4 << 20),
@@ -162,26 +131,16 @@ func (s *Store) dial(ctx context.Context, endpoint string) (*conn, error) {
 	if s.opts.isTLS(endpoint) {
 		conf, err := s.opts.tlsConfig()
 		if err != nil {
-			cancel()
 			return nil, err
 		}
 		c.TLS = conf
 	}
-	cli, err := clientv3.New(c)
-	if err != nil {
-		cancel()
-		if ctx.Err() != nil {
-			return nil, context.Cause(ctx)
-		}
+	var err error
+	if k.cli, err = clientv3.New(c); err != nil {
 		return nil, err
 	}
-	k := &conn{
-		endpoint: endpoint,
-		cli:      cli,
-		watch:    pb.NewWatchClient(cli.ActiveConnection()),
-		lease:    pb.NewLeaseClient(cli.ActiveConnection()),
-		dead:     make(chan struct{}),
-	}
+	k.watch = pb.NewWatchClient(k.cli.ActiveConnection())
+	k.lease = pb.NewLeaseClient(k.cli.ActiveConnection())
 	k.alive()
 	return k, nil
 }
@@ -211,7 +170,7 @@ func (s *Store) call(ctx context.Context, doing string, f func(context.Context, 
 	var err error
 	for range s.endpoints {
 		var k *conn
-		if k, err = s.connect(ctx); err == nil {
+		if k, err = s.connect(); err == nil {
 			if err = s.ask(ctx, k, s.timing.call, f); err == nil {
 				return nil
 			}
@@ -230,7 +189,7 @@ func (s *Store) ask(ctx context.Context, k *conn, limit time.Duration, f func(co
 	began := time.Since(start)
 	timed, cancel := context.WithTimeout(ctx, limit)
 	defer cancel()
-	err := f(timed, k)
+	err := k.login.with(timed, k, f)
 	switch {
 	case err == nil:
 		k.alive()

@@ -24,8 +24,7 @@ type Store struct {
 	endpoints []string
 	log       *slog.Logger
 	timing    timing
-	users     atomic.Int32  // open watches and sessions
-	dialing   chan struct{} // holds one token while somebody dials
+	users     atomic.Int32 // open watches and sessions
 	wait      sync.WaitGroup
 
 	mu     sync.Mutex // guards all below
@@ -56,12 +55,11 @@ func New(o Options) (*Store, error) {
 		o.DialTimeout = 3 * time.Second
 	}
 	s := &Store{
-		opts:    o,
-		log:     o.Log,
-		timing:  defaultTiming,
-		dialing: make(chan struct{}, 1),
-		next:    rand.IntN(len(o.Endpoints)),
-		life:    life{changed: make(chan struct{})},
+		opts:   o,
+		log:    o.Log,
+		timing: defaultTiming,
+		next:   rand.IntN(len(o.Endpoints)),
+		life:   life{changed: make(chan struct{})},
 	}
 	if s.log == nil {
 		s.log = slog.New(slog.DiscardHandler)

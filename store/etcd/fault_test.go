@@ -180,7 +180,7 @@ func TestCompactedRevisionIsListedAgain(t *testing.T) {
 		}
 	}
 	ctl.Compact(at)
-	k, err := s.connect(t.Context())
+	k, err := s.connect()
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -69,11 +69,7 @@ func (n *session) grant(ctx context.Context, ttl time.Duration) error {
 }
 
 func (n *session) adopt(ctx context.Context) error {
-	err := n.s.call(ctx, fmt.Sprintf("adopt session %x", int64(n.id)), n.ping)
-	if err != nil {
-		n.hangUp()
-	}
-	return err
+	return n.s.call(ctx, fmt.Sprintf("adopt session %x", int64(n.id)), n.ping)
 }
 
 // renewed notes a success; the store counts from some time after began.
@@ -161,18 +157,20 @@ func isLost(err error) bool {
 
 // renew asks once.
 func (n *session) renew(ctx context.Context, limit time.Duration) error {
-	k, err := n.s.connect(ctx)
+	k, err := n.s.connect()
 	if err != nil {
 		return err
 	}
-	if err = n.s.ask(ctx, k, limit, n.ping); err != nil {
-		n.hangUp()
-	}
-	return err
+	return n.s.ask(ctx, k, limit, n.ping)
 }
 
 // ping renews on the stream that is open to k, or on a new one.
 func (n *session) ping(ctx context.Context, k *conn) (err error) {
+	defer func() {
+		if err != nil {
+			n.hangUp()
+		}
+	}()
 	if n.conn != k {
 		n.hangUp()
 		var streaming context.Context

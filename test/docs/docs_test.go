@@ -144,7 +144,7 @@ func newPages(t *testing.T, bs []block) *pages {
 		return p
 	}
 	var err error
-	p.lab, err = lab.Up(t.Context(), lab.Options{Name: fmt.Sprintf("d%x", rand.Uint32()), Programs: p.bin})
+	p.lab, err = lab.Up(t.Context(), lab.Options{Name: fmt.Sprintf("docs-%d-%x", os.Getpid(), rand.Uint32()), Programs: p.bin})
 	if err != nil {
 		t.Fatal(err)
 	}

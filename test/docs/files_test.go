@@ -2,6 +2,7 @@ package docs
 
 import (
 	"encoding/json"
+	"io/fs"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -110,5 +111,49 @@ func TestSystemdAcceptsTheUnit(t *testing.T) {
 	out, err := exec.Command(analyze, "verify", "--man=no", unit).CombinedOutput()
 	if err != nil || strings.Contains(string(out), "flanneld.service") {
 		t.Errorf("%v\n%s", err, out)
+	}
+}
+
+// TestKeysOfTheCNIDocumentationExist: a key that the plugins do not know is
+// ignored in silence, so the tables must not invent any.
+func TestKeysOfTheCNIDocumentationExist(t *testing.T) {
+	source, err := os.ReadFile(filepath.Join(root, "cni/plugin/config.go"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	rows := regexp.MustCompile("(?m)^\\| `([A-Za-z]+)` \\|").FindAllStringSubmatch(documents(t)["docs/cni.md"], -1)
+	if len(rows) == 0 {
+		t.Fatal("docs/cni.md has no tables of keys")
+	}
+	for _, row := range rows {
+		if !strings.Contains(string(source), `json:"`+row[1]+`"`) {
+			t.Errorf("docs/cni.md: no plugin knows the key %q", row[1])
+		}
+	}
+}
+
+// TestMessagesOfTheDocumentationExist: who looks for a message there must
+// find the words that the programs use.
+func TestMessagesOfTheDocumentationExist(t *testing.T) {
+	var code strings.Builder
+	err := filepath.WalkDir(root, func(path string, d fs.DirEntry, err error) error {
+		if err != nil || d.IsDir() || filepath.Ext(path) != ".go" || strings.HasSuffix(path, "_test.go") {
+			return err
+		}
+		text, err := os.ReadFile(path)
+		code.Write(text)
+		return err
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	rows := regexp.MustCompile("(?m)^\\| `([^`]+ [^`]+)`").FindAllStringSubmatch(documents(t)["docs/troubleshooting.md"], -1)
+	if len(rows) == 0 {
+		t.Fatal("docs/troubleshooting.md names no message")
+	}
+	for _, row := range rows {
+		if !strings.Contains(code.String(), row[1]) {
+			t.Errorf("docs/troubleshooting.md: no program says %q", row[1])
+		}
 	}
 }

@@ -191,6 +191,13 @@ func (c *cluster) start(h *lab.Host, flags ...string) *lab.Daemon {
 	return d
 }
 
+// exit waits up to 15 s for a daemon's end and returns its exit code.
+func (c *cluster) exit(d *lab.Daemon) (int, error) {
+	ctx, cancel := context.WithTimeout(c.t.Context(), 15*time.Second)
+	defer cancel()
+	return d.Wait(ctx)
+}
+
 // startAll starts every daemon and waits until all know each other.
 func (c *cluster) startAll(flags ...string) {
 	c.t.Helper()

@@ -71,7 +71,8 @@ func TestInterruptedDemoLeavesNothing(t *testing.T) {
 		if err := cmd.Process.Signal(os.Interrupt); err != nil {
 			t.Fatal(err)
 		}
-		if err := cmd.Wait(); err != nil && cmd.ProcessState.ExitCode() != 1 && after > 5 {
+		// Within the first moments the signal may come before the program.
+		if err := cmd.Wait(); err != nil && cmd.ProcessState.ExitCode() != 1 && after > 100 {
 			t.Errorf("after %d ms: %v\n%s", after, err, out)
 		}
 		gone(t, name)

@@ -87,7 +87,7 @@ func TestBadConfigurationAtRunTimeIsNotUsed(t *testing.T) {
 	f := startTraffic(t, c.attach(h1, "a"), c.attach(c.host(2), "b"))
 	for _, config := range []string{`{`, `{"Network":"0.0.0.0/0"}`, strings.Repeat(" ", 1<<20), `{"Network":"192.168.77.0/24"}`} {
 		c.put("config", config)
-		within(t, 10*time.Second, "the wrong configuration is reported", func() error {
+		within(t, 10*time.Second, fmt.Sprintf("the wrong configuration %.40q is reported", config), func() error {
 			s, err := c.status(h1)
 			if err == nil && s.Verdict != api.Degraded {
 				err = fmt.Errorf("verdict %s, %q", s.Verdict, s.Reasons)

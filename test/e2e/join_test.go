@@ -143,7 +143,7 @@ func TestDaemonWaitsForConfiguration(t *testing.T) {
 	if err := d.Stop(t.Context()); err != nil {
 		t.Error(err)
 	}
-	if code, err := d.Wait(t.Context()); code != 0 || err != nil {
+	if code, err := c.exit(d); code != 0 || err != nil {
 		t.Errorf("stopped daemon: exit code %d, %v", code, err)
 	}
 }
@@ -164,13 +164,11 @@ func TestWrongConfigurationEndsTheDaemon(t *testing.T) {
 	} {
 		c.put("config", config)
 		d := c.start(h)
-		code, err := d.Wait(t.Context())
-		if err != nil {
-			t.Fatal(err)
+		code, err := c.exit(d)
+		if err != nil || code != 2 {
+			t.Errorf("%s: exit code %d, want 2, %v; it said %s", name, code, err, h.LogTail(2))
 		}
-		if code != 2 {
-			t.Errorf("%s: exit code %d, want 2; it said %s", name, code, h.LogTail(2))
-		}
+		_ = d.Kill(t.Context())
 	}
 	if links := c.sh(h, "ip -o link | wc -l"); links != "2" {
 		t.Errorf("%s links on the host, want lo and eth0", links)

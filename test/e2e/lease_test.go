@@ -1,7 +1,6 @@
 package e2e
 
 import (
-	"context"
 	"encoding/json"
 	"fmt"
 	"net/netip"
@@ -89,9 +88,7 @@ func TestSubnetHeldByAnotherEndsTheDaemon(t *testing.T) {
 	key, _ := c.leaseOf(h.Addr())
 	taken := `{"PublicIP":"192.168.77.99","BackendType":"vxlan","BackendData":{"VNI":1,"VtepMAC":"02:00:00:00:00:99"},"Node":"other","Identity":"OTHER"}`
 	c.put("subnets/"+key, taken)
-	ctx, cancel := context.WithTimeout(t.Context(), 15*time.Second)
-	defer cancel()
-	code, err := d.Wait(ctx)
+	code, err := c.exit(d)
 	if err != nil || code != 3 {
 		t.Errorf("exit code %d, want 3, %v; log: %s", code, err, h.LogTail(3))
 	}
@@ -147,9 +144,7 @@ func TestSecondHostWithOnePublicAddressIsRefused(t *testing.T) {
 	c.waitOK(h1, 0)
 	key, value := c.leaseOf(h1.Addr())
 	d := c.start(h2, "--public-ip", h1.Addr().String())
-	ctx, cancel := context.WithTimeout(t.Context(), 20*time.Second)
-	defer cancel()
-	if code, err := d.Wait(ctx); err != nil || code != 3 {
+	if code, err := c.exit(d); err != nil || code != 3 {
 		t.Errorf("exit code %d, want 3, %v; log: %s", code, err, h2.LogTail(3))
 	}
 	if log := h2.LogTail(3); !strings.Contains(log, h1.Addr().String()) {
@@ -195,23 +190,20 @@ func TestTwoDozenHostsShareASmallNetwork(t *testing.T) {
 
 func TestFullNetworkIsAClearError(t *testing.T) {
 	t.Parallel()
-	c := newCluster(t, 3, `{"Network":"10.1.0.0/23","SubnetLen":24,"SubnetMin":"10.1.0.0","SubnetMax":"10.1.1.0","Backend":{"Type":"vxlan"}}`)
+	c := newCluster(t, 3, `{"Network":"10.1.0.0/22","SubnetLen":24,"SubnetMin":"10.1.0.0","SubnetMax":"10.1.1.0","Backend":{"Type":"vxlan"}}`)
 	c.start(c.host(1))
 	c.start(c.host(2))
 	c.waitOK(c.host(1), 1)
 	c.waitOK(c.host(2), 1)
 	h3 := c.host(3)
-	c.start(h3)
-	within(t, 15*time.Second, "the third is told", func() error {
-		if log := h3.LogTail(10); !strings.Contains(log, "no free subnet") {
-			return fmt.Errorf("log: %s", log)
-		}
-		return nil
-	})
+	d := c.start(h3)
+	if code, err := c.exit(d); err != nil || code != 1 || !strings.Contains(h3.LogTail(1), "no free subnet") {
+		t.Errorf("exit code %d, want 1, %v; log: %s", code, err, h3.LogTail(3))
+	}
 	if n := len(c.leases()); n != 2 {
 		t.Errorf("%d leases", n)
 	}
-	// It takes what becomes free.
+	// Started again, it takes what has become free.
 	d, err := c.host(2).Daemon()
 	if err != nil {
 		t.Fatal(err)
@@ -219,5 +211,6 @@ func TestFullNetworkIsAClearError(t *testing.T) {
 	_ = d.Kill(t.Context())
 	key, _ := c.leaseOf(c.host(2).Addr())
 	c.etcdctl("del", prefix+"/subnets/"+key)
+	c.start(h3)
 	c.waitOK(h3, 1)
 }

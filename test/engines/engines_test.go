@@ -42,7 +42,7 @@ func need(t *testing.T, programs ...string) {
 // test.
 func cluster(t *testing.T, hosts int, flags ...string) *lab.Lab {
 	t.Helper()
-	l, err := lab.Up(t.Context(), lab.Options{Name: fmt.Sprintf("e%x", rand.Uint32()), Hosts: hosts, Programs: programs.Dir(t)})
+	l, err := lab.Up(t.Context(), lab.Options{Name: fmt.Sprintf("engines-%d-%x", os.Getpid(), rand.Uint32()), Hosts: hosts, Programs: programs.Dir(t)})
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -3,17 +3,21 @@ package main
 import (
 	"bytes"
 	"cmp"
+	"errors"
 	"fmt"
 	"maps"
 	"net"
 	"os"
 	"os/exec"
 	"path/filepath"
+	"regexp"
 	"slices"
 	"strconv"
 	"strings"
 	"syscall"
 	"time"
+
+	"github.com/flanneld/flanneld/lab"
 )
 
 // leftover is something on the machine that was not there before the tests.
@@ -78,6 +82,37 @@ func look(marker, tmp string) map[string]leftover {
 		}
 	}
 	return seen
+}
+
+// testLab matches the names of labs that tests make: whose, by which process.
+var testLab = regexp.MustCompile(`^(t|[a-z0-9]+-)([0-9]+)-[0-9a-f]+$`)
+
+// removeOrphans takes down labs of tests that were killed: their process is
+// gone. It returns their names.
+func removeOrphans(flanneld string) ([]string, error) {
+	var names []string
+	var errs []error
+	entries, _ := os.ReadDir(lab.Root) // a missing folder has none
+	for _, e := range entries {
+		m := testLab.FindStringSubmatch(e.Name())
+		if m == nil {
+			continue
+		}
+		if _, err := os.Stat("/proc/" + m[2]); err == nil {
+			continue
+		}
+		names = append(names, e.Name())
+		errs = append(errs, asRoot(flanneld, "lab", "down", "--name", e.Name()).Run())
+	}
+	return names, errors.Join(errs...)
+}
+
+// asRoot is a command that sudo runs if this is not root.
+func asRoot(argv ...string) *exec.Cmd {
+	if os.Geteuid() != 0 {
+		argv = append([]string{"sudo"}, argv...)
+	}
+	return exec.Command(argv[0], argv[1:]...)
 }
 
 // settle returns what is there and was not before, after giving the kernel

@@ -38,3 +38,14 @@ func TestLeftoversOfTestsAreFoundAndRemoved(t *testing.T) {
 		t.Error("the process was not killed")
 	}
 }
+
+func TestLabsOfTestsAreToldFromThoseOfPeople(t *testing.T) {
+	for name, ours := range map[string]bool{
+		"t123-4f": true, "e2e-8384-18de526b": true, "engines-7-0": true,
+		"lab": false, "demo": false, "lab-2": false, "my-lab-2": false,
+	} {
+		if testLab.MatchString(name) != ours {
+			t.Errorf("%s: taken for a test's: %v", name, !ours)
+		}
+	}
+}

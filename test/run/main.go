@@ -107,6 +107,13 @@ func run(args []string, out io.Writer) int {
 		res.fail("interrupted", "the run did not end")
 	}
 	res.reportLeftovers(settle(before, marker, tmp))
+	orphans, err := removeOrphans(filepath.Join("bin", "flanneld"))
+	for _, name := range orphans {
+		res.fail("leftover lab "+name, "the process that made it is gone, removed now")
+	}
+	if err != nil {
+		fmt.Fprintln(out, "remove labs:", err)
+	}
 	fmt.Fprintf(out, "\nin %s\n", time.Since(start).Round(time.Second))
 	summary := res.finish()
 	// For .ci/run, whose last line it is, whatever make says after us.

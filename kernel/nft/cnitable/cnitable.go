@@ -71,11 +71,11 @@ func (c *Table) Add(a Attachment, others func() []Attachment) error {
 		return nil
 	}
 	_, err := c.c.Commit(&m.Batch)
-	if err == nil {
+	if err == nil && c.whole(a) {
 		return nil
 	}
 	all := []Attachment{a}
-	if others != nil && errors.Is(err, unix.ENOENT) {
+	if others != nil && (err == nil || errors.Is(err, unix.ENOENT)) {
 		all = append(all, slices.DeleteFunc(others(), func(o Attachment) bool { return o.Link == a.Link })...)
 	}
 	err = c.build(a, all)
@@ -91,6 +91,20 @@ func (c *Table) Add(a Attachment, others func() []Attachment) error {
 		return fmt.Errorf("packet filter for %s: %w", a.Link, err)
 	}
 	return nil
+}
+
+// whole tells whether the first chains have their rules: "nft flush table"
+// leaves sets and elements.
+func (c *Table) whole(a Attachment) bool {
+	for _, ch := range []chainOf{{unix.NFPROTO_INET, masqueradeChain, 2}, {unix.NFPROTO_BRIDGE, portsChain, 2}} {
+		if ch.family == unix.NFPROTO_INET && !a.Masquerade || ch.family == unix.NFPROTO_BRIDGE && !a.Guard {
+			continue
+		}
+		if n, err := c.rules(ch); err == nil && n < ch.rules {
+			return false
+		}
+	}
+	return true
 }
 
 // build writes the rules that a needs, and the elements of all.

@@ -96,6 +96,23 @@ func TestFlushedRulesComeBackWithTheOthers(t *testing.T) {
 	}
 }
 
+func TestFlushedTablesGetTheirRulesBack(t *testing.T) {
+	n := netnstest.New(t)
+	c := open(t, n)
+	a := attachment("fl0", 3)
+	if err := c.Add(a, nil); err != nil {
+		t.Fatal(err)
+	}
+	netnstest.Run(t, n, "nft", "flush", "table", "inet", Name)
+	netnstest.Run(t, n, "nft", "flush", "table", "bridge", Name)
+	if err := c.Add(attachment("fl1", 4), nil); err != nil {
+		t.Fatal(err)
+	}
+	if what := missing(t, c, a); what != "" {
+		t.Errorf("missing %s", what)
+	}
+}
+
 func TestAddressMovesToAnotherNetwork(t *testing.T) {
 	n := netnstest.New(t)
 	c := open(t, n)

@@ -55,14 +55,17 @@ type guard struct {
 	free    atomic.Int64 // bytes of disk, as of the last look
 	kick    chan struct{}
 
+	mu     sync.Mutex    // guards tidied
+	tidied chan struct{} // closed when the room was looked after next
+
 	// The keeping goroutine's own.
-	tidied   time.Time
-	revision int64 // compacted up to here
-	said     bool  // that it refuses
+	compacted, defragmented time.Time
+	revision                int64 // compacted up to here
+	said                    bool  // that it refuses
 }
 
 func newGuard(o Options) *guard {
-	return &guard{dir: o.Dir, quota: o.Quota, minFree: o.minFree, log: o.Log, closing: make(chan struct{}), kick: make(chan struct{}, 1)}
+	return &guard{dir: o.Dir, quota: o.Quota, minFree: o.minFree, log: o.Log, closing: make(chan struct{}), kick: make(chan struct{}, 1), tidied: make(chan struct{})}
 }
 
 // watch begins to guard a server that is ready.
@@ -109,16 +112,44 @@ func (g *guard) status() Status {
 func (g *guard) unary(ctx context.Context, req any, _ *grpc.UnaryServerInfo, handle grpc.UnaryHandler) (any, error) {
 	switch req.(type) {
 	case *pb.PutRequest, *pb.TxnRequest:
-		if s := g.server.Load(); s != nil && g.status().Refusing != "" && grows(ctx, s.KV(), req) {
-			g.full.Store(true)
-			select {
-			case g.kick <- struct{}{}:
-			default:
-			}
+		if s := g.server.Load(); s != nil && !g.admit(ctx, s, req) {
 			return nil, rpctypes.ErrGRPCNoSpace
 		}
 	}
 	return handle(ctx, req)
+}
+
+// admit decides on a write. One that grows the data while there is no room
+// waits a moment for some to be made.
+func (g *guard) admit(ctx context.Context, s *etcdserver.EtcdServer, req any) bool {
+	st := g.status()
+	if st.Size > g.quota/100*percentTidy {
+		g.wake()
+	}
+	if st.Refusing == "" || !grows(ctx, s.KV(), req) {
+		return true
+	}
+	g.full.Store(true)
+	g.mu.Lock()
+	tidied := g.tidied
+	g.mu.Unlock()
+	g.wake()
+	wait := time.NewTimer(time.Second)
+	defer wait.Stop()
+	select {
+	case <-tidied:
+	case <-wait.C:
+	case <-ctx.Done():
+	}
+	return g.status().Refusing == ""
+}
+
+// wake makes keep look now.
+func (g *guard) wake() {
+	select {
+	case g.kick <- struct{}{}:
+	default:
+	}
 }
 
 // grows reports whether a request makes a new key, or an old one much larger.
@@ -173,6 +204,10 @@ func (g *guard) keep(ctx context.Context) {
 	for {
 		g.look()
 		g.tidy(ctx)
+		g.mu.Lock()
+		close(g.tidied)
+		g.tidied = make(chan struct{})
+		g.mu.Unlock()
 		select {
 		case <-ctx.Done():
 			return
@@ -191,14 +226,15 @@ func (g *guard) tidy(ctx context.Context) {
 		alarm = alarm || a.Alarm == pb.AlarmType_NOSPACE
 	}
 	pressed := alarm || st.Size > g.quota/100*percentTidy
-	if pressed {
+	if pressed && (st.Refusing != "" || time.Since(g.compacted) > time.Second) {
+		g.compacted = time.Now()
 		g.compact(ctx, s)
 		st = g.status()
 	}
 	holes := st.Size - st.InUse
-	worth := holes > 64<<20 && holes > st.Size/2 && time.Since(g.tidied) > time.Hour
-	if worth || pressed && holes > st.Size/10 && time.Since(g.tidied) > 5*time.Second {
-		g.tidied = time.Now()
+	worth := holes > 64<<20 && holes > st.Size/2 && time.Since(g.defragmented) > time.Hour
+	if worth || pressed && holes > st.Size/10 && time.Since(g.defragmented) > 5*time.Second {
+		g.defragmented = time.Now()
 		if err := s.Backend().Defrag(); err != nil {
 			g.log.Warn("embedded etcd not defragmented", "error", err)
 		}

@@ -6,6 +6,7 @@ package embedded
 import (
 	"context"
 	"crypto/rand"
+	"crypto/tls"
 	"errors"
 	"fmt"
 	"log/slog"
@@ -80,7 +81,7 @@ func Serve(ctx context.Context, o Options) (*Server, error) {
 		_ = lock.Close() // nothing was written
 		return nil, err
 	}
-	if !o.Listen.Addr().IsLoopback() && o.CertFile == "" {
+	if o.exposed() {
 		o.Log.Warn("embedded etcd is open to everybody on the network: give it a certificate, or let it listen on loopback", "listen", s.addr)
 	}
 	return s, nil
@@ -100,6 +101,16 @@ func (o *Options) complete() error {
 	if o.CAFile != "" && o.CertFile == "" {
 		return errors.New("the embedded etcd cannot check certificates without its own: set --etcd-certfile and --etcd-keyfile too")
 	}
+	if o.CertFile != "" {
+		if _, err := tls.LoadX509KeyPair(o.CertFile, o.KeyFile); err != nil {
+			return fmt.Errorf("certificate of the embedded etcd, --etcd-certfile %s and --etcd-keyfile %s: %w", o.CertFile, o.KeyFile, err)
+		}
+	}
+	if o.CAFile != "" {
+		if _, err := os.Stat(o.CAFile); err != nil {
+			return fmt.Errorf("authority of the embedded etcd, --etcd-cafile: %w", err)
+		}
+	}
 	if o.Quota <= 0 {
 		o.Quota = 2 << 30
 	}
@@ -111,6 +122,9 @@ func (o *Options) complete() error {
 	}
 	return nil
 }
+
+// exposed reports whether anybody on the network may write.
+func (o Options) exposed() bool { return !o.Listen.Addr().IsLoopback() && o.CertFile == "" }
 
 // lockDir keeps a second server away; the lock is gone with the file's last
 // descriptor.

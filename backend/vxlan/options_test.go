@@ -1,0 +1,139 @@
+package vxlan
+
+import (
+	"encoding/json"
+	"errors"
+	"net/netip"
+	"testing"
+
+	"github.com/flanneld/flanneld/backend"
+	"github.com/flanneld/flanneld/subnet"
+)
+
+func configOf(backendJSON string, networks ...string) subnet.Config {
+	c := subnet.Config{Backend: subnet.Backend{Type: Type, Raw: json.RawMessage(backendJSON)}}
+	for _, n := range networks {
+		p := netip.MustParsePrefix(n)
+		c.Ranges = append(c.Ranges, subnet.Range{Network: p, SubnetLen: p.Bits() + 8})
+	}
+	return c
+}
+
+func TestOptionsAreFlannels(t *testing.T) {
+	plain := options{VNI: 1, Port: 8472}
+	for name, c := range map[string]struct {
+		in   string
+		want options
+	}{
+		"absent":         {``, plain},
+		"type alone":     {`{"Type":"vxlan"}`, plain},
+		"all":            {`{"Type":"vxlan","VNI":7,"Port":4789,"MTU":1400,"GBP":true,"Learning":true,"DirectRouting":true}`, options{7, 4789, 1400, true, true}},
+		"any case":       {`{"type":"vxlan","vni":7,"directrouting":true}`, options{VNI: 7, Port: 8472, DirectRouting: true}},
+		"port 0":         {`{"Port":0}`, plain},
+		"VNI 0":          {`{"VNI":0}`, options{VNI: 0, Port: 8472}},
+		"for Windows":    {`{"Name":"x","MacPrefix":"0E-2A"}`, plain},
+		"null is absent": {`{"GBP":null}`, plain},
+	} {
+		t.Run(name, func(t *testing.T) {
+			got, err := parseOptions(configOf(c.in, "10.1.0.0/16"))
+			if err != nil || got != c.want {
+				t.Errorf("got %+v, %v", got, err)
+			}
+		})
+	}
+}
+
+func TestWrongOptionsNameTheFieldAndTheRemedy(t *testing.T) {
+	for name, c := range map[string]struct {
+		in, network, field string
+	}{
+		"not an object":      {`[]`, "10.1.0.0/16", "Backend"},
+		"unknown":            {`{"VIN":1}`, "10.1.0.0/16", "Backend.VIN"},
+		"VNI a string":       {`{"VNI":"1"}`, "10.1.0.0/16", "Backend.VNI"},
+		"VNI negative":       {`{"VNI":-1}`, "10.1.0.0/16", "Backend.VNI"},
+		"VNI too long":       {`{"VNI":16777215}`, "10.1.0.0/16", "Backend.VNI"},
+		"VNI too long in v6": {`{"VNI":10000}`, "fd00:1::/48", "Backend.VNI"},
+		"port":               {`{"Port":65536}`, "10.1.0.0/16", "Backend.Port"},
+		"half a port":        {`{"Port":0.5}`, "10.1.0.0/16", "Backend.Port"},
+		"GBP":                {`{"GBP":1}`, "10.1.0.0/16", "Backend.GBP"},
+		"DirectRouting":      {`{"DirectRouting":"yes"}`, "10.1.0.0/16", "Backend.DirectRouting"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			_, err := parseOptions(configOf(c.in, c.network))
+			ce, ok := errors.AsType[*subnet.ConfigError](err)
+			if !ok || ce.Field != c.field || ce.Remedy == "" {
+				t.Errorf("got %#v, want field %s", err, c.field)
+			}
+		})
+	}
+}
+
+func TestMTUIsTheUnderlaysLessTheTunnels(t *testing.T) {
+	u := backend.Underlay{Link: "eth0", MTU: 1500, Addrs: []netip.Addr{netip.MustParseAddr("192.0.2.1"), netip.MustParseAddr("2001:db8::1")}}
+	for name, c := range map[string]struct {
+		option, underlay int
+		network          string
+		want             int // 0: an error
+	}{
+		"default":               {0, 1500, "10.1.0.0/16", 1450},
+		"default IPv6":          {0, 1500, "fd00:1::/48", 1430},
+		"jumbo":                 {0, 9000, "10.1.0.0/16", 8950},
+		"option as flannel's":   {1400, 1500, "10.1.0.0/16", 1350},
+		"option over interface": {9000, 1500, "10.1.0.0/16", 1450},
+		"too small for IPv6":    {1300, 1500, "fd00:1::/48", 0},
+		"too small":             {100, 1500, "10.1.0.0/16", 0},
+		"interface too small":   {0, 1300, "fd00:1::/48", 0},
+	} {
+		t.Run(name, func(t *testing.T) {
+			u.MTU = c.underlay
+			tun, err := newTunnel(configOf("", c.network).Ranges[0], options{VNI: 1, Port: 8472, MTU: c.option}, u, "id")
+			if (err == nil) != (c.want > 0) || err == nil && tun.mtu != c.want {
+				t.Errorf("got %v, %v, want %d", tun, err, c.want)
+			}
+		})
+	}
+}
+
+func TestMetricsAreDistinctAndNeverZero(t *testing.T) {
+	for network, bits := range map[string]int{"10.0.0.0/8": 24, "10.1.0.0/16": 30, "fd00:1::/48": 64, "fd00::/32": 64, "fd00::/64": 96} {
+		r := subnet.Range{Network: netip.MustParsePrefix(network), SubnetLen: bits}
+		seen := map[uint32]netip.Addr{}
+		for i := range 1 << min(14, bits-r.Network.Bits()) {
+			raw := r.Network.Addr().AsSlice()
+			for bit := range 14 { // bit of i → bit of the subnet's number
+				if i>>bit&1 == 1 {
+					at := bits - 1 - bit
+					raw[at/8] |= 1 << (7 - at%8)
+				}
+			}
+			a, _ := netip.AddrFromSlice(raw)
+			m := metric(r, a)
+			if m != uint32(i)+1 {
+				t.Fatalf("%s in %s: metric %d, want %d", a, network, m, i+1)
+			}
+			if other, ok := seen[m]; ok {
+				t.Fatalf("%s and %s both have metric %d", a, other, m)
+			}
+			seen[m] = a
+		}
+	}
+	huge := subnet.Range{Network: netip.MustParsePrefix("::/0"), SubnetLen: 128}
+	for _, a := range []string{"::", "ffff:ffff:ffff:ffff:ffff:ffff:ffff:ffff", "8000::", "::ffff:ffff"} {
+		if m := metric(huge, netip.MustParseAddr(a)); m == 0 || m > 1<<31 {
+			t.Errorf("metric of %s is %d", a, m)
+		}
+	}
+}
+
+func TestMACIsStableUnicastAndLocal(t *testing.T) {
+	seen := map[string]bool{}
+	for _, id := range []string{"", "a", "b", "c", "d", "e", "f"} {
+		for _, dev := range []string{"flannel.1", "flannel.2", "flannel-v6.1"} {
+			m := deriveMAC(id, dev)
+			if m != deriveMAC(id, dev) || !m.IsUnicast() || m[0]&2 == 0 || seen[m.String()] {
+				t.Errorf("%s of %q: %s", dev, id, m)
+			}
+			seen[m.String()] = true
+		}
+	}
+}

@@ -1,0 +1,130 @@
+package plugin
+
+import (
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/flanneld/flanneld/kernel/netns"
+	"github.com/flanneld/flanneld/kernel/netns/netnstest"
+)
+
+func killAfter(i int) time.Duration { return time.Duration(i%13) * 300 * time.Microsecond }
+
+// reaches tells whether n can ping with this source address.
+func reaches(t *testing.T, n *netns.NS, from, to string) bool {
+	_, err := n.Run(t.Context(), "ping", "-c1", "-W1", "-I", from, to)
+	return err == nil
+}
+
+func TestContainerCannotSendFromWhatIsNotItsOwn(t *testing.T) {
+	h := newHost(t)
+	evil, victim := netnstest.New(t), netnstest.New(t)
+	c := h.conf()
+	h.add("evil", evil, c)
+	h.add("victim", victim, c)
+	run := func(args ...string) { netnstest.Run(t, evil, args[0], args[1:]...) }
+	dropped := func() string {
+		out := h.run("nft", "list", "chain", "bridge", "flanneld-cni", "guard")
+		return strings.TrimSpace(out[strings.Index(out, "counter"):])
+	}
+	if !reaches(t, evil, "10.1.2.2", "10.1.2.3") || !reaches(t, evil, "fd00:1:2::2", "fd00:1:2::3") || !reaches(t, evil, "10.1.2.2", "10.1.2.1") {
+		t.Fatal("its own addresses do not work")
+	}
+	run("ip", "addr", "add", "10.1.2.77/24", "dev", "eth0")
+	run("ip", "addr", "add", "fd00:1:2::77/64", "dev", "eth0", "nodad")
+	for from, to := range map[string]string{"10.1.2.77": "10.1.2.3", "fd00:1:2::77": "fd00:1:2::3"} {
+		before := dropped()
+		if reaches(t, evil, from, to) {
+			t.Errorf("%s reached %s", from, to)
+		}
+		if dropped() == before {
+			t.Errorf("nothing from %s was dropped", from)
+		}
+	}
+	if reaches(t, evil, "10.1.2.77", "10.1.2.1") {
+		t.Error("a foreign address reached the host")
+	}
+	// ARP: nobody believes that the gateway or the victim is here.
+	run("ip", "addr", "add", "10.1.2.1/24", "dev", "eth0")
+	_, _ = evil.Run(t.Context(), "arping", "-c2", "-w1", "-U", "-I", "eth0", "10.1.2.1")
+	_, _ = evil.Run(t.Context(), "busybox", "arping", "-c2", "-w1", "-U", "-I", "eth0", "-s", "10.1.2.1", "10.1.2.1")
+	if out := netnstest.Run(t, victim, "ip", "neigh"); strings.Contains(out, "0a:58:0a:01:02:02") && strings.Contains(out, "10.1.2.1 dev eth0 lladdr 0a:58:0a:01:02:02") {
+		t.Errorf("the victim took the evil for the gateway: %s", out)
+	}
+	run("ip", "addr", "del", "10.1.2.1/24", "dev", "eth0")
+	// Another MAC.
+	run("ip", "link", "set", "eth0", "address", "02:00:00:00:00:66")
+	if reaches(t, evil, "10.1.2.2", "10.1.2.3") {
+		t.Error("a foreign MAC passes")
+	}
+	run("ip", "link", "set", "eth0", "address", "0a:58:0a:01:02:02")
+	if !reaches(t, evil, "10.1.2.2", "10.1.2.3") {
+		t.Error("its own MAC does not pass any more")
+	}
+	if !reaches(t, victim, "10.1.2.3", "10.1.2.1") {
+		t.Error("the victim is cut off")
+	}
+}
+
+func TestGuardCanBeSwitchedOff(t *testing.T) {
+	h := newHost(t)
+	n := netnstest.New(t)
+	c := h.conf().with(conf{"macspoofchk": false, "ipMasq": false})
+	h.add("a", n, c)
+	if rules := h.run("nft", "list", "ruleset"); rules != "" {
+		t.Errorf("rules: %s", rules)
+	}
+	netnstest.Run(t, n, "ip", "addr", "add", "10.1.2.77/24", "dev", "eth0")
+	if !reaches(t, n, "10.1.2.77", "10.1.2.1") {
+		t.Error("it guards")
+	}
+	h.ok(request{command: "DEL", id: "a", conf: c})
+	h.clean()
+}
+
+// TestWhatLeavesTheNetworkBearsTheHostsAddress has a neighbour of the host
+// that knows no way to the containers.
+func TestWhatLeavesTheNetworkBearsTheHostsAddress(t *testing.T) {
+	h := newHost(t)
+	outside, a, b := netnstest.New(t), netnstest.New(t), netnstest.New(t)
+	h.run("ip", "link", "add", "up0", "type", "veth", "peer", "name", "eth0", "netns", outside.Path())
+	for _, x := range []string{"192.168.9.1/24", "fd09::1/64"} {
+		h.run("ip", "addr", "add", x, "dev", "up0", "nodad")
+	}
+	h.run("ip", "link", "set", "up0", "up")
+	for _, x := range []string{"192.168.9.2/24", "fd09::2/64"} {
+		netnstest.Run(t, outside, "ip", "addr", "add", x, "dev", "eth0", "nodad")
+	}
+	netnstest.Run(t, outside, "ip", "link", "set", "eth0", "up")
+	c := h.conf()
+	h.add("a", a, c)
+	h.add("b", b, c.with(conf{"name": "plain", "ipMasq": false, "ipam": h.ipam(conf{"ranges": []any{[]any{conf{"subnet": "10.1.2.0/24", "rangeStart": "10.1.2.100"}}}})}))
+	for from, to := range map[string]string{"10.1.2.2": "192.168.9.2", "fd00:1:2::2": "fd09::2"} {
+		if !reaches(t, a, from, to) {
+			t.Errorf("%s does not reach %s", from, to)
+		}
+	}
+	if reaches(t, b, "10.1.2.100", "192.168.9.2") {
+		t.Error("a network without ipMasq is masqueraded")
+	}
+	if !reaches(t, b, "10.1.2.100", "10.1.2.2") {
+		t.Error("containers do not reach each other")
+	}
+	// After a DEL without a namespace the address is not masqueraded any more.
+	h.ok(request{command: "DEL", id: "a", conf: c})
+	if out := h.run("nft", "list", "map", "inet", "flanneld-cni", "masq4"); strings.Contains(out, "10.1.2.2") {
+		t.Error(out)
+	}
+}
+
+func TestRouterAdvertisementsOfContainersAreDropped(t *testing.T) {
+	h := newHost(t)
+	h.add("a", netnstest.New(t), h.conf())
+	out := h.run("nft", "list", "chain", "bridge", "flanneld-cni", "nd")
+	for _, want := range []string{"nd-router-advert drop", "nd-redirect drop", "nd-neighbor-advert drop"} {
+		if !strings.Contains(out, want) {
+			t.Errorf("no %q in %s", want, out)
+		}
+	}
+}

@@ -1,0 +1,53 @@
+package rules
+
+import (
+	"net/netip"
+	"testing"
+)
+
+func full() Rules {
+	return Rules{
+		Networks: []netip.Prefix{netip.MustParsePrefix("10.1.0.0/16")}, Subnets: []netip.Prefix{netip.MustParsePrefix("10.1.2.0/24")},
+		Masquerade: true,
+		Tunnel: Tunnel{Link: "flannel.1", MoreLinks: []string{"flannel-v6.1"}, Underlay: "eth0", Protocol: 17, Port: 8472,
+			Peers: []netip.Addr{netip.MustParseAddr("192.168.77.2")}},
+		Guard: []netip.AddrPort{netip.MustParseAddrPort("127.0.0.1:2379")},
+	}
+}
+
+func TestEveryDifferenceIsSeenAndCloneSharesNothing(t *testing.T) {
+	for name, change := range map[string]func(*Rules){
+		"networks":   func(r *Rules) { r.Networks[0] = netip.MustParsePrefix("10.2.0.0/16") },
+		"subnets":    func(r *Rules) { r.Subnets = nil },
+		"masquerade": func(r *Rules) { r.Masquerade = false },
+		"link":       func(r *Rules) { r.Tunnel.Link = "" },
+		"more links": func(r *Rules) { r.Tunnel.MoreLinks[0] = "x" },
+		"underlay":   func(r *Rules) { r.Tunnel.Underlay = "eth1" },
+		"protocol":   func(r *Rules) { r.Tunnel.Protocol = 4 },
+		"port":       func(r *Rules) { r.Tunnel.Port++ },
+		"peers":      func(r *Rules) { r.Tunnel.Peers[0] = r.Tunnel.Peers[0].Next() },
+		"guard":      func(r *Rules) { r.Guard[0] = netip.MustParseAddrPort("127.0.0.1:2380") },
+	} {
+		r := full()
+		c := r.Clone()
+		if !c.Equal(r) {
+			t.Fatal("a clone differs")
+		}
+		change(&c)
+		if c.Equal(r) || !r.Equal(full()) {
+			t.Errorf("%s: not seen, or shared with the clone", name)
+		}
+	}
+}
+
+func TestGuardedHere(t *testing.T) {
+	local, err := Local()
+	if err != nil {
+		t.Fatal(err)
+	}
+	for addr, want := range map[string]bool{"127.0.0.9": true, "::": true, "::ffff:0.0.0.0": true, "203.0.113.77": false} {
+		if got := Here(netip.MustParseAddr(addr), local); got != want {
+			t.Errorf("%s: %v, want %v", addr, got, want)
+		}
+	}
+}
