@@ -242,9 +242,13 @@ func (n *Network) hold(e entry, wait time.Duration) (*Held, error) {
 		return nil, fmt.Errorf("attachment %s of network %s: %w", e.name, n.Name, err)
 	}
 	var st unix.Stat_t
-	if err := unix.Fstat(int(f.Fd()), &st); err != nil || st.Nlink == 0 {
+	if err := unix.Fstat(int(f.Fd()), &st); err != nil {
 		f.Close()
-		return nil, nil // released while we waited
+		return nil, fmt.Errorf("look at attachment record: %w", err)
+	}
+	if st.Nlink == 0 { // released while we waited
+		f.Close()
+		return nil, nil
 	}
 	b, err := io.ReadAll(f)
 	if err != nil {
@@ -265,13 +269,16 @@ func (n *Network) hold(e entry, wait time.Duration) (*Held, error) {
 // lockWithin locks f, or closes it and fails with ErrBusy.
 func lockWithin(f *os.File, wait time.Duration) error {
 	err := flock(f, unix.LOCK_EX|unix.LOCK_NB)
-	if err == unix.EWOULDBLOCK && wait > 0 {
+	if errors.Is(err, unix.EWOULDBLOCK) && wait > 0 {
 		got := make(chan error, 1)
 		go func() { got <- flock(f, unix.LOCK_EX) }()
 		select {
 		case err = <-got:
 		case <-time.After(wait):
-			go func() { <-got; f.Close() }() // as a rule the process ends first
+			go func() { // as a rule the process ends first
+				_ = <-got
+				_ = f.Close()
+			}()
 			return ErrBusy
 		}
 	}
@@ -279,7 +286,7 @@ func lockWithin(f *os.File, wait time.Duration) error {
 		return nil
 	}
 	f.Close()
-	if err == unix.EWOULDBLOCK {
+	if errors.Is(err, unix.EWOULDBLOCK) {
 		return ErrBusy
 	}
 	return fmt.Errorf("lock attachment record: %w", err)

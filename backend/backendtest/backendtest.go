@@ -88,6 +88,7 @@ func testRestart(t *testing.T, s Suite, fams Families) {
 	c.up(t)
 	a, b := c.Hosts[0], c.Hosts[1]
 	before := a.Device.Info()
+	a.Reach(t, b)
 	var waits []func() error
 	for _, n := range b.Own.Subnets {
 		waits = append(waits, a.StartPing(t, n, 300))
@@ -133,7 +134,7 @@ func testMoves(t *testing.T, s Suite, fams Families) {
 	third.Sync(t, a.Own)
 	a.Sync(t, moved)
 	for _, n := range moved.Subnets {
-		if err := a.ping(t.Context(), n, "-c", "2", "-i", "0.01"); err != nil {
+		if err := a.ping(t.Context(), n, "-c", "6", "-i", "0.2"); err != nil {
 			t.Errorf("moved subnet %s: %v%s", n, err, a.State(t))
 		}
 	}

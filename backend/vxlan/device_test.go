@@ -335,3 +335,35 @@ func TestUnderlayMadeAnew(t *testing.T) {
 		t.Errorf("routes %s", got)
 	}
 }
+
+func TestOneFamilysTroubleDoesNotStopTheOther(t *testing.T) {
+	a := newAlone(t, "")
+	dev := a.mustOpen(t)
+	peers := []subnet.Lease{leaseOf(10)}
+	a.run(t, "ip link del flannel-v6.1")
+	a.run(t, "ip link add theirs type vxlan id 1 local fd77::2 dev eth0 dstport 8472 nolearning")
+	dev.Forget()
+	for range 2 {
+		err := dev.Sync(t.Context(), a.own, peers)
+		if err == nil || !strings.Contains(err.Error(), "theirs") {
+			t.Errorf("got %v", err)
+		}
+		a.run(t, "ip route get 10.1.10.1")
+	}
+	a.run(t, "ip link del theirs")
+	if err := dev.Sync(t.Context(), a.own, peers); err != nil {
+		t.Fatal(err)
+	}
+	if got := a.run(t, "ip -6 route show dev flannel-v6.1"); strings.Count(got, "onlink") != 1 {
+		t.Errorf("routes %s", got)
+	}
+}
+
+func TestIPv6IsOnWhereTheHostsDefaultIsOff(t *testing.T) {
+	a := newAlone(t, "")
+	a.run(t, "sysctl -qw net.ipv6.conf.default.disable_ipv6=1")
+	dev := a.mustOpen(t)
+	if err := dev.Sync(t.Context(), a.own, []subnet.Lease{leaseOf(10)}); err != nil {
+		t.Fatal(err)
+	}
+}

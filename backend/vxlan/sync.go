@@ -41,8 +41,13 @@ func (d *Device) Sync(ctx context.Context, own subnet.Lease, peers []subnet.Leas
 	if known {
 		d.bypass(touched)
 		w.inherit(changes, touched)
-	} else if err := w.read(); err != nil {
-		return errors.Join(append([]error{fmt.Errorf("vxlan: %w", err)}, d.peerErrs...)...)
+	} else {
+		if err := d.ensure(); err != nil {
+			w.left = append(w.left, fmt.Errorf("vxlan: %w", err))
+		}
+		if err := w.read(); err != nil {
+			return errors.Join(append([]error{fmt.Errorf("vxlan: %w", err)}, d.peerErrs...)...)
+		}
 	}
 	if err := w.apply(touched); err != nil {
 		return errors.Join(append([]error{fmt.Errorf("vxlan: %w", err)}, d.peerErrs...)...)
@@ -98,7 +103,7 @@ type writer struct {
 
 	refs []ref   // of the batch's changes, in order
 	errs []error // peers that the kernel refused
-	left []error // what could not be removed
+	left []error // what could not be removed or repaired
 }
 
 // ref says what a change of the batch is for; peer is nil for removals.
@@ -264,7 +269,7 @@ func (w *writer) apply(peers []*peer) error {
 func (w *writer) eachServed(peers []*peer, f func(p *peer, i int, t *tunnel, s *side)) {
 	for _, p := range peers {
 		for i, t := range w.d.tunnels {
-			if s := &p.sides[i]; s.serve {
+			if s := &p.sides[i]; s.serve && t.err == nil {
 				f(p, i, t, s)
 			}
 		}
@@ -280,14 +285,14 @@ func (w *writer) note(p *peer, side int, k what) {
 	}
 }
 
-// read repairs the devices, then compares the kernel with the peers: it finds
-// out what they have, and marks the rest for removal if it is ours to remove.
+// read compares the kernel with the peers: it finds out what they have, and
+// marks the rest for removal if it is ours to remove.
 func (w *writer) read() error {
-	if err := w.d.ensure(); err != nil {
-		return err
-	}
 	for _, p := range w.d.peers {
 		p.sides[0].has, p.sides[1].has = 0, 0
+	}
+	if !slices.ContainsFunc(w.d.tunnels, func(t *tunnel) bool { return t.err == nil }) {
+		return nil
 	}
 	w.d.bypass(w.d.peers)
 	beside, err := w.besides()
@@ -295,6 +300,9 @@ func (w *writer) read() error {
 		return err
 	}
 	for _, t := range w.d.tunnels {
+		if t.err != nil {
+			continue
+		}
 		routes, err := w.d.h.Routes(link.RouteFilter{Link: t.index})
 		if err != nil {
 			return err

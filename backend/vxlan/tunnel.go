@@ -17,9 +17,10 @@ type tunnel struct {
 	name     string
 	spec     link.Vxlan
 	mac      link.MAC
-	mtu      int // of a packet inside
-	addrBits int // 32 or 128
-	index    int // 0: there is no device yet
+	mtu      int   // of a packet inside
+	addrBits int   // 32 or 128
+	index    int   // 0: there is no device yet
+	err      error // why the device cannot be used now
 
 	// Who serves a subnet, by its network address, and a MAC. Each belongs to
 	// one peer at most.
@@ -34,22 +35,26 @@ func (t *tunnel) reset() {
 }
 
 // ensure makes every device be as it must, as far as it is known: before the
-// lease it has no address.
+// lease it has no address. One that cannot be used does not stop the other.
 func (d *Device) ensure() error {
 	// Whoever made the underlay's interface again gave it another index.
 	u, err := d.h.LinkByName(d.underlay.Link)
 	if err != nil {
-		return fmt.Errorf("underlay: %w: name another with --iface", err)
+		err = fmt.Errorf("underlay: %w: name another with --iface", err)
+		for _, t := range d.tunnels {
+			t.err = err
+		}
+		return err
 	}
 	d.underlay.Index = u.Index
 	var errs []error
 	for _, t := range d.tunnels {
 		t.spec.Link = u.Index
-		err := t.device(d.h)
-		if err == nil {
-			err = t.address(d.h, d.own)
+		t.err = t.device(d.h)
+		if t.err == nil {
+			t.err = t.address(d.h, d.own)
 		}
-		errs = append(errs, err)
+		errs = append(errs, t.err)
 	}
 	return errors.Join(errs...)
 }
@@ -159,6 +164,11 @@ func (t *tunnel) adjust(h *link.Handle, l *link.Link) error {
 	}
 	if want != l.Conf {
 		if err := h.SetConf(l.Index, want); err != nil {
+			return err
+		}
+	}
+	if l.Conf.IPv6 && l.Conf.DisableIPv6 && !t.v4() { // by the host's default for new interfaces
+		if err := h.SetSysctl("0", "net", "ipv6", "conf", t.name, "disable_ipv6"); err != nil {
 			return err
 		}
 	}

@@ -2,7 +2,6 @@ package plugin
 
 import (
 	"crypto/rand"
-	"crypto/sha256"
 	"errors"
 	"fmt"
 	"net"
@@ -20,7 +19,7 @@ import (
 func bridgeCommands() commands {
 	return commands{
 		name: "flanneld-bridge",
-		add:  bridgeAdd, del: bridgeDel, check: bridgeCheck, status: bridgeStatus, gcFunc: bridgeGC,
+		add:  bridgeAdd, del: bridgeDel, check: bridgeCheck, status: bridgeStatus, collect: bridgeGC,
 	}
 }
 
@@ -42,10 +41,10 @@ type attachment struct {
 	delegated bool
 }
 
-func bridgeAdd(c *call) (_ types.Result, err error) {
+func bridgeAdd(c *call) (err error) {
 	a, err := newAttachment(c)
 	if err != nil {
-		return nil, err
+		return err
 	}
 	defer a.close()
 	defer func() {
@@ -54,23 +53,22 @@ func bridgeAdd(c *call) (_ types.Result, err error) {
 		}
 	}()
 	if err = a.reserve(); err != nil {
-		return nil, err
+		return err
 	}
 	if err = a.permit(); err != nil {
-		return nil, err
+		return err
 	}
 	br, err := a.bridge()
 	if err != nil {
-		return nil, err
+		return err
 	}
 	if err = a.plug(br); err != nil {
-		return nil, err
+		return err
 	}
 	if err = a.held.Attached(); err != nil {
-		return nil, fail(codeStorage, err)
+		return fail(codeStorage, err)
 	}
-	r := a.result(br)
-	return r, c.print(r)
+	return c.print(a.result(br))
 }
 
 // newAttachment validates all that can be without changing anything.
@@ -162,147 +160,6 @@ func (a *attachment) undo() {
 	if a.delegated {
 		_, _ = a.delegate("DEL")
 	}
-}
-
-// reserve takes the addresses and writes the record.
-func (a *attachment) reserve() error {
-	want, err := a.wanted()
-	if err != nil {
-		return err
-	}
-	mac, err := a.mac()
-	if err != nil {
-		return err
-	}
-	here, err := hostNS()
-	if err != nil {
-		return fail(codeKernel, err)
-	}
-	names, labels := a.names()
-	r := ipam.Record{
-		ContainerID: a.containerID, IfName: a.ifName, NetNS: a.netns, HostNS: here.Ino, Bridge: a.conf.Bridge,
-		HostLink: a.key.HostLink(a.conf.Name), Masquerade: a.conf.IPMasq, Names: names, Labels: labels,
-	}
-	q := ipam.Request{Sets: a.space.sets, Want: want, Stale: a.stale, Fill: func(r *ipam.Record) { fillMAC(r, mac) }}
-	if t := a.conf.IPAM.Type; t != "" && t != ownIPAM {
-		// What an earlier ADD left must go before the other plugin is asked.
-		if err := a.replace(); err != nil {
-			return err
-		}
-		if err := a.addressesOfOther(&r); err != nil {
-			return err
-		}
-		q.Want = nil
-	} else if t == "" {
-		q.Want = nil
-	}
-	r.Guarded = len(r.Addresses)+len(q.Sets) > 0 && (a.conf.SpoofCheck == nil || *a.conf.SpoofCheck)
-	a.held, err = a.pool.Reserve(r, q)
-	if errors.Is(err, ipam.ErrExists) {
-		if err = a.replace(); err == nil {
-			a.held, err = a.pool.Reserve(r, q)
-		}
-	}
-	return reserveError(err)
-}
-
-func reserveError(err error) error {
-	switch {
-	case err == nil:
-		return nil
-	case errors.Is(err, ipam.ErrFull):
-		return fail(codeFull, err)
-	case errors.Is(err, ipam.ErrTaken), errors.Is(err, ipam.ErrOutside):
-		return fail(codeTaken, err)
-	case errors.Is(err, ipam.ErrBusy):
-		return fail(types.ErrTryAgainLater, err)
-	default:
-		return fail(codeStorage, err)
-	}
-}
-
-// addressesOfOther runs another IPAM plugin.
-func (a *attachment) addressesOfOther(r *ipam.Record) error {
-	got, err := a.delegateAdd()
-	if err != nil {
-		return err
-	}
-	a.delegated = true
-	for _, ip := range got.IPs {
-		p, ok := prefix(ip.Address)
-		if !ok {
-			return failf(codeDelegate, "IPAM plugin %s returned address %s", a.conf.IPAM.Type, ip.Address.String())
-		}
-		gw := addr(ip.Gateway)
-		if !gw.IsValid() && a.conf.IsGateway {
-			gw = p.Masked().Addr().Next()
-		}
-		r.Addresses = append(r.Addresses, p)
-		r.Gateways = append(r.Gateways, gw)
-		a.space.inside = append(a.space.inside, p.Masked())
-	}
-	a.routes = got.Routes
-	if a.dns.IsEmpty() {
-		a.dns = got.DNS
-	}
-	return nil
-}
-
-// fillMAC derives the container's MAC from its first address: whoever gets
-// that address next has the same MAC, and nobody's neighbour table is wrong.
-func fillMAC(r *ipam.Record, asked net.HardwareAddr) {
-	mac := asked
-	if mac == nil && len(r.Addresses) > 0 {
-		mac = macOf(r.Addresses[0].Addr())
-	}
-	if mac == nil {
-		mac = hashMAC(r.HostLink + "inside")
-	}
-	r.MAC = mac.String()
-}
-
-// macOf is a locally administered MAC made of an address.
-func macOf(a netip.Addr) net.HardwareAddr {
-	if a.Is4() {
-		return append(net.HardwareAddr{0x0a, 0x58}, a.AsSlice()...)
-	}
-	return hashMAC(a.String())
-}
-
-func hashMAC(s string) net.HardwareAddr {
-	sum := sha256.Sum256([]byte(s))
-	return append(net.HardwareAddr{0x0e}, sum[:5]...)
-}
-
-// replace clears away what an ADD that was killed left of this attachment. An
-// attachment that is in use is an error.
-func (a *attachment) replace() error {
-	h, err := a.pool.Find(a.key)
-	if err != nil || h == nil {
-		return reserveError(err)
-	}
-	defer h.Close()
-	if h.Record.Attached && h.Intact {
-		if _, err := a.ports.Port(h.Record.HostLink); err == nil {
-			return failf(codeExists, "container %s is attached to network %s as %s already, with address %v: DEL it first", a.containerID, a.conf.Name, a.ifName, h.Record.Addresses)
-		}
-	}
-	return removeAttachment(a.ports, h)
-}
-
-// stale tells whether the allocation may take a record's addresses, and then
-// removes what is left of it.
-func (a *attachment) stale(r ipam.Record) bool {
-	here, err := hostNS()
-	if err != nil || r.HostNS != 0 && r.HostNS != here.Ino {
-		return false
-	}
-	if r.Attached {
-		if _, err := a.ports.Port(r.HostLink); !errors.Is(err, link.ErrNoLink) {
-			return false
-		}
-	}
-	return clearAttachment(a.ports, r) == nil
 }
 
 // permit tells the packet filter about the container before it exists.
@@ -448,26 +305,6 @@ func (a *attachment) allRoutes() []*types.Route {
 		}
 	}
 	return routes
-}
-
-// names and labels that the engine gives the container.
-func (c *call) names() (names []string, labels map[string]string) {
-	if n := c.args["K8S_POD_NAME"]; n != "" {
-		names = append(names, n)
-	}
-	for _, n := range c.conf.RuntimeConfig.Aliases[c.conf.Name] {
-		if !slices.Contains(names, n) {
-			names = append(names, n)
-		}
-	}
-	labels = map[string]string{}
-	if ns := c.args["K8S_POD_NAMESPACE"]; ns != "" {
-		labels["io.kubernetes.pod.namespace"] = ns
-	}
-	for _, l := range c.conf.Args.CNI.Labels {
-		labels[l.Key] = l.Value
-	}
-	return names, labels
 }
 
 func alias(r ipam.Record) string {

@@ -11,7 +11,7 @@ import (
 func ipamCommands() commands {
 	return commands{
 		name: "flanneld-ipam",
-		add:  ipamAdd, del: ipamDel, check: ipamCheck, status: ipamStatus, gcFunc: ipamGC,
+		add:  ipamAdd, del: ipamDel, check: ipamCheck, status: ipamStatus, collect: ipamGC,
 	}
 }
 
@@ -29,23 +29,23 @@ func ipamPool(c *call) (*ipam.Network, error) {
 }
 
 // ipamAdd reserves addresses for another interface plugin.
-func ipamAdd(c *call) (types.Result, error) {
+func ipamAdd(c *call) error {
 	pool, err := ipamPool(c)
 	if err != nil {
-		return nil, err
+		return err
 	}
 	space, err := c.conf.space()
 	if err != nil {
-		return nil, err
+		return err
 	}
 	want, err := c.wanted()
 	if err != nil {
-		return nil, err
+		return err
 	}
 	var dns types.DNS
 	if c.conf.IPAM.ResolvConf != "" {
 		if dns, err = resolvConf(c.conf.IPAM.ResolvConf); err != nil {
-			return nil, err
+			return err
 		}
 	}
 	names, labels := c.names()
@@ -53,10 +53,10 @@ func ipamAdd(c *call) (types.Result, error) {
 		ContainerID: c.containerID, IfName: c.ifName, NetNS: c.netns, Names: names, Labels: labels,
 	}, ipam.Request{Sets: space.sets, Want: want})
 	if errors.Is(err, ipam.ErrExists) {
-		return nil, failf(codeExists, "%v: DEL it first", err)
+		return failf(codeExists, "%v: DEL it first", err)
 	}
 	if err != nil {
-		return nil, reserveError(err)
+		return reserveError(err)
 	}
 	defer h.Close()
 	r := &types100.Result{CNIVersion: types100.ImplementedSpecVersion, Routes: c.conf.IPAM.Routes, DNS: dns}
@@ -68,9 +68,9 @@ func ipamAdd(c *call) (types.Result, error) {
 	}
 	if err != nil {
 		_ = h.Release()
-		return nil, fail(codeStorage, err)
+		return fail(codeStorage, err)
 	}
-	return r, nil
+	return nil
 }
 
 func ipamDel(c *call) error {

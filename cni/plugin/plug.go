@@ -258,8 +258,11 @@ func prepareHost(bridge string, gateways []netip.Prefix) error {
 func forwardIPv6(bridge string) error {
 	const all = "/proc/sys/net/ipv6/conf/all/forwarding"
 	b, err := os.ReadFile(all)
-	if err != nil || strings.TrimSpace(string(b)) == "1" {
+	if errors.Is(err, os.ErrNotExist) || strings.TrimSpace(string(b)) == "1" {
 		return nil
+	}
+	if err != nil {
+		return err
 	}
 	paths, err := filepath.Glob("/proc/sys/net/ipv6/conf/*/accept_ra")
 	if err != nil {

@@ -38,11 +38,10 @@ type IO struct {
 	Stdout, Stderr io.Writer
 }
 
-// commands is what a plugin does; ADD returns its result, the others nil.
+// commands is what a plugin does. ADD prints its result.
 type commands struct {
-	name                       string
-	add                        func(*call) (types.Result, error)
-	del, check, status, gcFunc func(*call) error
+	name                             string
+	add, del, check, status, collect func(*call) error
 }
 
 // call is one invocation: environment and configuration, validated.
@@ -53,7 +52,6 @@ type call struct {
 	stdin                                     []byte
 	conf                                      config
 	stdout                                    io.Writer
-	printed                                   bool
 }
 
 // Bridge runs flanneld-bridge and returns its exit status.
@@ -75,7 +73,7 @@ func run(p commands, x IO) int {
 	if !ok {
 		e = fail(codeKernel, err)
 	}
-	printJSON(x.Stdout, struct {
+	_ = printJSON(x.Stdout, struct {
 		CNIVersion string `json:"cniVersion"`
 		*types.Error
 	}{version, e})
@@ -116,8 +114,7 @@ func dispatch(p commands, x IO) (version string, err error) {
 func (p commands) run(c *call) error {
 	switch c.command {
 	case "ADD":
-		_, err := p.add(c)
-		return err
+		return p.add(c)
 	case "DEL":
 		return p.del(c)
 	case "CHECK":
@@ -125,7 +122,7 @@ func (p commands) run(c *call) error {
 	case "STATUS":
 		return p.status(c)
 	default:
-		return p.gcFunc(c)
+		return p.collect(c)
 	}
 }
 
@@ -194,7 +191,7 @@ func isID(s string) bool {
 }
 
 func validIfName(s string) error {
-	bad := ""
+	var bad string
 	switch {
 	case s == "":
 		return failf(types.ErrInvalidEnvironmentVariables, "CNI_IFNAME is missing")

@@ -3,6 +3,7 @@ package plugin
 import (
 	"bytes"
 	"context"
+	"errors"
 	"fmt"
 	"math/rand/v2"
 	"net/netip"
@@ -120,7 +121,7 @@ func (h *host) killed(t testing.TB, q request, after time.Duration) (finished bo
 	defer timer.Stop()
 	err := cmd.Wait()
 	// An ADD that was killed in its very last instant is complete.
-	if e, ok := err.(*exec.ExitError); ok && e.Exited() && !strings.Contains(out.String(), "DEL it first") {
+	if e, ok := errors.AsType[*exec.ExitError](err); ok && e.Exited() && !strings.Contains(out.String(), "DEL it first") {
 		t.Errorf("%s of %s: %v: %s", q.command, q.id, err, &out)
 	}
 	return err == nil
@@ -131,12 +132,12 @@ func (h *host) killed(t testing.TB, q request, after time.Duration) (finished bo
 func TestKilledPluginsNeverGiveAnAddressTwiceAndLeakNothing(t *testing.T) {
 	h := newHost(t)
 	c := h.small("10.1.2.10", "10.1.2.25") // 16 addresses for at most 2×4 containers and leftovers
-	rounds := 100
+	rounds := 75
 	if testing.Short() {
 		rounds = 12
 	}
 	const workers = 4
-	deadline := time.Now().Add(45 * time.Second)
+	deadline := time.Now().Add(25 * time.Second)
 	attached := map[string]string{} // address → container, of ADDs that ended well
 	var mu sync.Mutex
 	var wg sync.WaitGroup

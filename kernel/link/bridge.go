@@ -63,7 +63,7 @@ func (p *Ports) Bridge(want Bridge) (Port, error) {
 
 func (p *Ports) makeBridge(want Bridge) (Port, error) {
 	p.b.Reset()
-	p.b.Message(unix.RTM_NEWLINK, unix.NLM_F_CREATE|unix.NLM_F_EXCL, linkMessage(unix.AF_UNSPEC, 0, unix.IFF_UP, unix.IFF_UP))
+	p.b.Message(unix.RTM_NEWLINK, unix.NLM_F_CREATE|unix.NLM_F_EXCL, linkMessage(0, unix.IFF_UP, unix.IFF_UP))
 	p.b.String(unix.IFLA_IFNAME, want.Name)
 	if want.MAC != nil {
 		p.b.Bytes(unix.IFLA_ADDRESS, want.MAC)
@@ -86,7 +86,7 @@ func (p *Ports) raiseBridge(br Port, promisc bool) error {
 		flags |= unix.IFF_PROMISC
 	}
 	p.b.Reset()
-	p.b.Message(unix.RTM_NEWLINK, 0, linkMessage(unix.AF_UNSPEC, br.Index, flags, flags))
+	p.b.Message(unix.RTM_NEWLINK, 0, linkMessage(br.Index, flags, flags))
 	p.b.Bytes(unix.IFLA_ADDRESS, br.MAC)
 	return p.do()
 }
@@ -117,7 +117,7 @@ func (p *Ports) bridgeAddresses(br Port, want Bridge) error {
 	}
 	// A bridge that somebody else made gets its MAC pinned together with its
 	// first address.
-	p.b.Message(unix.RTM_NEWLINK, 0, linkMessage(unix.AF_UNSPEC, br.Index, 0, 0))
+	p.b.Message(unix.RTM_NEWLINK, 0, linkMessage(br.Index, 0, 0))
 	p.b.Bytes(unix.IFLA_ADDRESS, br.MAC)
 	if err := p.do(); err != nil {
 		return fmt.Errorf("set addresses %v of bridge %s: %w", want.Addresses, want.Name, err)

@@ -6,6 +6,7 @@ package link
 import (
 	"errors"
 	"fmt"
+	"runtime"
 
 	"github.com/flanneld/flanneld/kernel/netns"
 	"github.com/flanneld/flanneld/kernel/nlbatch"
@@ -152,6 +153,8 @@ func (h *Handle) dump(begin func(), each func(body []byte) error) error {
 
 // inside runs f on a thread in the handle's network namespace.
 func (h *Handle) inside(f func() error) error {
+	runtime.LockOSThread()
+	defer runtime.UnlockOSThread()
 	now, err := netns.Current()
 	if err == nil {
 		id, err := now.ID()

@@ -33,6 +33,7 @@ type Conf struct {
 	// AddrGenMode is how link-local addresses come to be (AddrGenNone: not).
 	AddrGenMode uint8
 	AcceptRA    int32
+	DisableIPv6 bool
 }
 
 // AddrGenNone is the Conf.AddrGenMode of an interface that makes no
@@ -45,6 +46,7 @@ const (
 	ipv4ConfRPFilter  = 8
 	ipv4ConfARPIgnore = 19
 	ipv6ConfAcceptRA  = 3
+	ipv6ConfDisable   = 26
 	skipStats         = 1 << 3
 	ifinfomsgLen      = 16
 )
@@ -148,7 +150,7 @@ func (h *Handle) SetMAC(index int, mac MAC) error {
 }
 
 // SetConf sets, of an interface's sysctls, RPFilter and ARPIgnore, and
-// AddrGenMode where there is IPv6. (AcceptRA has no message: see SetSysctl.)
+// AddrGenMode where there is IPv6. (The others have no message: see SetSysctl.)
 func (h *Handle) SetConf(index int, c Conf) error {
 	return h.setLink("configure", index, 0, 0, func(b *nlbatch.Batch) {
 		b.Nest(unix.IFLA_AF_SPEC, func() {
@@ -246,7 +248,7 @@ func parseConf(fam uint16, spec []byte, c *Conf) {
 		case fam == unix.AF_INET && kind == unix.IFLA_INET_CONF:
 			c.RPFilter, c.ARPIgnore = at(data, ipv4ConfRPFilter-1), at(data, ipv4ConfARPIgnore-1)
 		case fam == unix.AF_INET6 && kind == unix.IFLA_INET6_CONF:
-			c.IPv6, c.AcceptRA = true, int32(at(data, ipv6ConfAcceptRA))
+			c.IPv6, c.AcceptRA, c.DisableIPv6 = true, int32(at(data, ipv6ConfAcceptRA)), at(data, ipv6ConfDisable) != 0
 		case fam == unix.AF_INET6 && kind == unix.IFLA_INET6_ADDR_GEN_MODE:
 			c.AddrGenMode = u8(data)
 		}

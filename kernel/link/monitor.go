@@ -51,10 +51,10 @@ type Monitor struct {
 		Read(func(fd uintptr) (done bool)) error
 		Control(func(fd uintptr)) error
 	}
-	addrs   map[Address]struct{} // last told; of Run alone
-	pending map[int]struct{}     // links to be looked at after the delay; of Run alone
+	pending map[int]struct{} // links to be looked at after the delay; of Run alone
 
 	mu       sync.Mutex // guards what follows
+	addrs    map[Address]struct{}
 	devices  []string
 	underlay []string
 	links    map[int]linkState // of the interfaces watched
@@ -68,7 +68,7 @@ func NewMonitor(w Watch, own *Own) (*Monitor, error) {
 		return nil, fmt.Errorf("open netlink socket: %w", err)
 	}
 	c := make(chan Change, 1)
-	m := &Monitor{C: c, c: c, own: own, addrs: map[Address]struct{}{}, pending: map[int]struct{}{}}
+	m := &Monitor{C: c, c: c, own: own, pending: map[int]struct{}{}}
 	m.f = os.NewFile(uintptr(fd), "netlink monitor")
 	if m.raw, err = m.f.SyscallConn(); err == nil {
 		err = m.subscribe(fd)
@@ -109,17 +109,26 @@ func (m *Monitor) Watch(w Watch) error {
 		return err
 	}
 	defer h.Close()
-	links := map[int]linkState{}
+	links, addrs := map[int]linkState{}, map[Address]struct{}{}
 	for _, name := range slices.Concat(w.Devices, w.Underlay) {
 		l, err := h.LinkByName(name)
-		if err == nil {
-			links[l.Index] = stateOf(&l)
-		} else if !errors.Is(err, ErrNoLink) {
+		if errors.Is(err, ErrNoLink) {
+			continue
+		}
+		if err != nil {
 			return err
+		}
+		links[l.Index] = stateOf(&l)
+		all, err := h.Addresses(l.Index)
+		if err != nil && !errors.Is(err, unix.ENODEV) { // gone since
+			return err
+		}
+		for _, a := range all {
+			addrs[a] = struct{}{}
 		}
 	}
 	m.mu.Lock()
-	m.devices, m.underlay, m.links = slices.Clone(w.Devices), slices.Clone(w.Underlay), links
+	m.devices, m.underlay, m.links, m.addrs = slices.Clone(w.Devices), slices.Clone(w.Underlay), links, addrs
 	m.mu.Unlock()
 	m.refilter()
 	return nil
@@ -161,7 +170,7 @@ func (m *Monitor) Run(ctx context.Context) error {
 		n, err := m.read(buf)
 		switch {
 		case errors.Is(err, os.ErrDeadlineExceeded):
-		case err == unix.ENOBUFS:
+		case errors.Is(err, unix.ENOBUFS):
 			news.Lost = true
 		case err != nil:
 			return fmt.Errorf("receive the kernel's changes: %w", err)
@@ -272,16 +281,8 @@ func (m *Monitor) address(kind uint16, ours bool, body []byte, news *Change) {
 	if !parseAddress(body, &a) || a.Prefix.Addr().Is6() && a.Prefix.Addr().IsLinkLocalUnicast() {
 		return // the kernel's own, and nobody's end of a tunnel
 	}
-	other := a
-	other.Settled = !a.Settled
-	_, same := m.addrs[a]
-	delete(m.addrs, a)
-	delete(m.addrs, other)
-	if kind == unix.RTM_NEWADDR {
-		m.addrs[a] = struct{}{}
-		if same { // refreshed
-			return
-		}
+	if refreshed := m.noteAddress(kind, a); refreshed {
+		return
 	}
 	device, underlay := m.watched(a.Link)
 	if device && (ours || m.own.dropped(a.Link) || m.own.heard(echo{kind: kind, link: a.Link, addr: a.Prefix.Addr()})) {
@@ -289,6 +290,22 @@ func (m *Monitor) address(kind uint16, ours bool, body []byte, news *Change) {
 	}
 	news.Devices = news.Devices || device
 	news.Underlay = news.Underlay || underlay
+}
+
+// noteAddress keeps the addresses current and reports whether one was only
+// told again, as with every router advertisement.
+func (m *Monitor) noteAddress(kind uint16, a Address) (refreshed bool) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	_, same := m.addrs[a]
+	other := a
+	other.Settled = !a.Settled
+	delete(m.addrs, other)
+	delete(m.addrs, a)
+	if _, watched := m.links[a.Link]; watched && kind == unix.RTM_NEWADDR {
+		m.addrs[a] = struct{}{}
+	}
+	return same && kind == unix.RTM_NEWADDR
 }
 
 // link notes how a link is now. Of our devices, only what loses objects is

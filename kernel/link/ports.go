@@ -113,7 +113,7 @@ func (p *Ports) Delete(name string) error {
 // Down takes a link down; nil if it is gone.
 func (p *Ports) Down(name string) error {
 	p.b.Reset()
-	p.b.Message(unix.RTM_NEWLINK, 0, linkMessage(unix.AF_UNSPEC, 0, 0, unix.IFF_UP))
+	p.b.Message(unix.RTM_NEWLINK, 0, linkMessage(0, 0, unix.IFF_UP))
 	p.b.String(unix.IFLA_IFNAME, name)
 	err := p.do()
 	if errors.Is(err, unix.ENODEV) {
@@ -167,9 +167,8 @@ func (p *Ports) do() error {
 }
 
 // linkMessage is a struct ifinfomsg.
-func linkMessage(family uint8, index int, flags, change uint32) []byte {
+func linkMessage(index int, flags, change uint32) []byte {
 	m := make([]byte, unix.SizeofIfInfomsg)
-	m[0] = family
 	native.PutUint32(m[4:], uint32(index))
 	native.PutUint32(m[8:], flags)
 	native.PutUint32(m[12:], change)

@@ -29,7 +29,7 @@ type Veth struct {
 // none. It fails with unix.EEXIST if either name is taken.
 func (p *Ports) AddVeth(v Veth) error {
 	p.b.Reset()
-	p.b.Message(unix.RTM_NEWLINK, unix.NLM_F_CREATE|unix.NLM_F_EXCL, linkMessage(unix.AF_UNSPEC, 0, 0, 0))
+	p.b.Message(unix.RTM_NEWLINK, unix.NLM_F_CREATE|unix.NLM_F_EXCL, linkMessage(0, 0, 0))
 	p.b.String(unix.IFLA_IFNAME, v.Name)
 	if v.MAC != nil {
 		p.b.Bytes(unix.IFLA_ADDRESS, v.MAC)
@@ -41,7 +41,7 @@ func (p *Ports) AddVeth(v Veth) error {
 		p.b.String(unix.IFLA_INFO_KIND, "veth")
 		p.b.Nest(unix.IFLA_INFO_DATA, func() {
 			const peer = 1 // VETH_INFO_PEER
-			p.b.NestBody(peer, linkMessage(unix.AF_UNSPEC, 0, 0, 0), func() {
+			p.b.NestBody(peer, linkMessage(0, 0, 0), func() {
 				p.b.String(unix.IFLA_IFNAME, v.Peer)
 				p.b.Uint32(unix.IFLA_NET_NS_FD, uint32(v.PeerNS))
 				if v.PeerMAC != nil {
@@ -73,7 +73,7 @@ const genModeNone = 1
 // portMessages describe what the new link's creation cannot: no link-local
 // address on a port, the bridge, its flags, and up.
 func (p *Ports) portMessages(v Veth) {
-	p.b.Message(unix.RTM_NEWLINK, 0, linkMessage(unix.AF_UNSPEC, 0, 0, 0))
+	p.b.Message(unix.RTM_NEWLINK, 0, linkMessage(0, 0, 0))
 	p.b.String(unix.IFLA_IFNAME, v.Name)
 	if v.Alias != "" {
 		p.b.String(unix.IFLA_IFALIAS, v.Alias)
@@ -86,7 +86,7 @@ func (p *Ports) portMessages(v Veth) {
 			p.b.Nest(unix.AF_INET6, func() { p.b.Uint8(unix.IFLA_INET6_ADDR_GEN_MODE, genModeNone) })
 		})
 	}
-	p.b.Message(unix.RTM_NEWLINK, 0, linkMessage(unix.AF_UNSPEC, 0, unix.IFF_UP, unix.IFF_UP))
+	p.b.Message(unix.RTM_NEWLINK, 0, linkMessage(0, unix.IFF_UP, unix.IFF_UP))
 	p.b.String(unix.IFLA_IFNAME, v.Name)
 	if v.Bridge != 0 && (v.Hairpin || v.Isolated) {
 		p.b.Nest(unix.IFLA_LINKINFO, func() {
@@ -124,13 +124,13 @@ type Inroute struct {
 // adds the routes, all of it in one call in the namespace p was opened in.
 func (p *Ports) FillIn(in Inside) error {
 	p.b.Reset()
-	p.b.Message(unix.RTM_NEWLINK, 0, linkMessage(unix.AF_UNSPEC, 1, unix.IFF_UP, unix.IFF_UP)) // lo
+	p.b.Message(unix.RTM_NEWLINK, 0, linkMessage(1, unix.IFF_UP, unix.IFF_UP)) // lo
 	what := []string{"bring up lo"}
 	for _, a := range in.Addresses {
 		p.addressMessage(unix.RTM_NEWADDR, unix.NLM_F_CREATE|unix.NLM_F_EXCL, in.Index, a, in.DAD)
 		what = append(what, "add address "+a.String())
 	}
-	p.b.Message(unix.RTM_NEWLINK, 0, linkMessage(unix.AF_UNSPEC, in.Index, unix.IFF_UP, unix.IFF_UP))
+	p.b.Message(unix.RTM_NEWLINK, 0, linkMessage(in.Index, unix.IFF_UP, unix.IFF_UP))
 	what = append(what, "bring up the interface")
 	for _, r := range in.Routes {
 		p.routeMessage(in.Index, r)
@@ -231,7 +231,7 @@ func (p *Ports) Settled(a netip.Addr) (bool, error) {
 // if its sysctls arp_notify and ndisc_notify are on.
 func (p *Ports) Announce(index int, mac net.HardwareAddr) error {
 	p.b.Reset()
-	p.b.Message(unix.RTM_NEWLINK, 0, linkMessage(unix.AF_UNSPEC, index, 0, 0))
+	p.b.Message(unix.RTM_NEWLINK, 0, linkMessage(index, 0, 0))
 	p.b.Bytes(unix.IFLA_ADDRESS, mac) // setting it, be it the same, is what is announced
 	if err := p.do(); err != nil {
 		return fmt.Errorf("announce %s: %w", mac, err)

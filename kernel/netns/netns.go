@@ -258,7 +258,7 @@ func shareDir(dir string) error {
 		return fmt.Errorf("lock %s: %w", dir, err)
 	}
 	err = unix.Mount("", dir, "none", unix.MS_SHARED|unix.MS_REC, "")
-	if err == unix.EINVAL { // not a mount point yet
+	if errors.Is(err, unix.EINVAL) { // not a mount point yet
 		if err = unix.Mount(dir, dir, "none", unix.MS_BIND|unix.MS_REC, ""); err == nil {
 			err = unix.Mount("", dir, "none", unix.MS_SHARED|unix.MS_REC, "")
 		}

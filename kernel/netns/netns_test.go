@@ -91,7 +91,7 @@ func TestDoReturnsTheErrorAndNests(t *testing.T) {
 		}
 		return want
 	})
-	if err != want {
+	if !errors.Is(err, want) {
 		t.Errorf("got %v, want %v", err, want)
 	}
 }

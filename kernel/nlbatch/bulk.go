@@ -112,11 +112,11 @@ func (c *Conn) chunk(b *Batch, from, to int) ([]refusal, error) {
 	for {
 		n, err := c.receiveNow()
 		switch {
-		case err == unix.EAGAIN && lost:
+		case errors.Is(err, unix.EAGAIN) && lost:
 			return nil, fmt.Errorf("answers to %d netlink messages: %w", to-from, unix.ENOBUFS)
-		case err == unix.EAGAIN:
+		case errors.Is(err, unix.EAGAIN):
 			return out, nil
-		case err == unix.ENOBUFS:
+		case errors.Is(err, unix.ENOBUFS):
 			lost = true
 			continue
 		case err != nil:
@@ -186,7 +186,7 @@ func (c *Conn) receiveNow() (n int, err error) {
 // retry calls f again while signals interrupt it.
 func retry(f func() error) error {
 	for {
-		if err := f(); err != unix.EINTR {
+		if err := f(); !errors.Is(err, unix.EINTR) {
 			return err
 		}
 	}

@@ -291,18 +291,7 @@ func (c *Conn) receive() iter.Seq2[answer, error] {
 			yield(answer{}, fmt.Errorf("receive netlink answer: %w", err))
 			return
 		}
-		for rest := c.in[:n]; len(rest) >= headerLen; {
-			l := int(native.Uint32(rest))
-			if l < headerLen || l > len(rest) {
-				yield(answer{}, fmt.Errorf("receive netlink answer: message of %d bytes in %d", l, len(rest)))
-				return
-			}
-			m := answer{native.Uint16(rest[4:]), native.Uint16(rest[6:]), native.Uint32(rest[8:]), rest[headerLen:l]}
-			if !yield(m, nil) {
-				return
-			}
-			rest = rest[min((l+3)&^3, len(rest)):]
-		}
+		parse(c.in[:n])(yield)
 	}
 }
 

@@ -4,7 +4,6 @@ import (
 	"context"
 	"encoding/json"
 	"fmt"
-	"math/rand/v2"
 	"net/netip"
 	"os"
 	"os/exec"
@@ -48,7 +47,7 @@ func newCluster(t *testing.T, hosts int, config string) *cluster {
 func newLab(t *testing.T, hosts int) *cluster {
 	t.Helper()
 	l, err := lab.Up(t.Context(), lab.Options{
-		Name: fmt.Sprintf("e2e-%d-%x", os.Getpid(), rand.Uint32()), Hosts: hosts, Programs: programs,
+		Name: labName(), Hosts: hosts, Programs: programs,
 	})
 	if err != nil {
 		t.Fatal(err)

@@ -3,7 +3,6 @@ package e2e
 import (
 	"bytes"
 	"context"
-	"fmt"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -17,7 +16,7 @@ import (
 
 func demo(t *testing.T, ctx context.Context, flags ...string) (cmd *exec.Cmd, out *bytes.Buffer, name string) {
 	t.Helper()
-	name = fmt.Sprintf("e2e-demo-%d", os.Getpid())
+	name = labName()
 	t.Cleanup(func() {
 		if err := lab.Remove(context.Background(), name); err != nil {
 			t.Error(err)

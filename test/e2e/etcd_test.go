@@ -23,7 +23,8 @@ func TestEtcdAwayAndBack(t *testing.T) {
 	c := newCluster(t, 2, ipv4)
 	c.startAll()
 	h1, h2 := c.host(1), c.host(2)
-	f := startTraffic(t, c.attach(h1, "a"), c.attach(h2, "b"))
+	a := c.attach(h1, "a")
+	f := startTraffic(t, a, c.attach(h2, "b"))
 	c.stopEtcd()
 	within(t, 20*time.Second, "status tells that etcd is away", func() error {
 		s, err := c.status(h1)
@@ -32,18 +33,21 @@ func TestEtcdAwayAndBack(t *testing.T) {
 		}
 		return err
 	})
+	time.Sleep(2 * time.Second)
+	f.stop()
 	// Drift is repaired without etcd too, and containers come and go.
 	c.sh(h1, "ip route del "+c.subnet(h2).String())
 	within(t, 10*time.Second, "route is back", contains(h1, false, c.subnet(h2).String(), "ip", "route"))
-	f2 := c.attach(h2, "later")
-	c.reach(h1, f2.Addrs[0].Addr())
+	later := c.attach(h2, "later")
+	c.reach(h1, later.Addrs[0].Addr())
+	f = startTraffic(t, a, later)
 	c.startEtcd()
 	for _, h := range c.lab.Hosts() {
 		c.waitOK(h, 1)
 	}
 	c.put("subnets/10.1.200.0-24", foreignLease("192.168.77.99", "02:00:00:00:00:99"))
 	within(t, 15*time.Second, "a new lease is seen", contains(h1, false, "10.1.200.0/24", "ip", "route"))
-	f.stopWith(20) // of the route that was deleted
+	f.stop()
 }
 
 func TestDaemonStartsWithoutEtcd(t *testing.T) {

@@ -85,7 +85,12 @@ func TestBadConfigurationAtRunTimeIsNotUsed(t *testing.T) {
 	c.startAll()
 	h1 := c.host(1)
 	f := startTraffic(t, c.attach(h1, "a"), c.attach(c.host(2), "b"))
-	for _, config := range []string{`{`, `{"Network":"0.0.0.0/0"}`, strings.Repeat(" ", 1<<20), `{"Network":"192.168.77.0/24"}`} {
+	for _, config := range []string{
+		`{`, `{"Network":"0.0.0.0/0"}`, strings.Repeat(" ", 1<<20),
+		`{"Network":"10.2.0.0/16","Backend":{"Type":"pigeon"}}`,
+		`{"Network":"10.1.0.0/16","Backend":{"Type":"vxlan","VNI":99999999}}`,
+		`{"Network":"192.168.77.0/24","Backend":{"Type":"vxlan"}}`, // the hosts' own
+	} {
 		c.put("config", config)
 		within(t, 10*time.Second, fmt.Sprintf("the wrong configuration %.40q is reported", config), func() error {
 			s, err := c.status(h1)

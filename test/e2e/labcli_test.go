@@ -2,8 +2,6 @@ package e2e
 
 import (
 	"context"
-	"fmt"
-	"os"
 	"os/exec"
 	"path/filepath"
 	"strings"
@@ -14,7 +12,7 @@ import (
 
 // What the help of flanneld lab tells people to type.
 func TestLabCommandLine(t *testing.T) {
-	name := fmt.Sprintf("e2e-cli-%d", os.Getpid())
+	name := labName()
 	t.Cleanup(func() {
 		if err := lab.Remove(context.Background(), name); err != nil {
 			t.Error(err)

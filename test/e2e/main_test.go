@@ -1,12 +1,17 @@
 package e2e
 
 import (
+	"context"
+	"errors"
 	"fmt"
+	"math/rand/v2"
 	"os"
 	"os/exec"
 	"path/filepath"
 	"strconv"
 	"testing"
+
+	"github.com/flanneld/flanneld/lab"
 )
 
 // programs is the folder of the executables under test.
@@ -23,6 +28,10 @@ func run(m *testing.M) int {
 		fmt.Println("skipped: test/e2e needs root: it makes hosts out of namespaces")
 		return 0
 	}
+	if err := removeStale(); err != nil {
+		fmt.Println(err)
+		return 1
+	}
 	dir, err := os.MkdirTemp("", "e2e-")
 	if err != nil {
 		fmt.Println(err)
@@ -35,6 +44,30 @@ func run(m *testing.M) int {
 	}
 	return m.Run()
 }
+
+// removeStale takes down the labs of test processes that were killed or ran
+// into their time limit.
+func removeStale() error {
+	names, err := lab.List()
+	errs := []error{err}
+	for _, name := range names {
+		var pid int
+		if _, err := fmt.Sscanf(name, labPrefix+"%d", &pid); err != nil {
+			continue
+		}
+		if _, err := os.Stat(fmt.Sprintf("/proc/%d", pid)); err != nil {
+			errs = append(errs, lab.Remove(context.Background(), name))
+		}
+	}
+	return errors.Join(errs...)
+}
+
+// labPrefix begins the name of every lab of this package; the process id
+// follows.
+const labPrefix = "e2e-"
+
+// labName is a name for one lab of this process.
+func labName() string { return fmt.Sprintf("%s%d-%x", labPrefix, os.Getpid(), rand.Uint32()) }
 
 // build sets programs: the folder FLANNELD_TEST_PROGRAMS if it is set, else a
 // build of now: with FLANNELD_TEST_RACE set, under the race detector.

@@ -99,6 +99,7 @@ func (f *traffic) startStream(from, to *lab.Container, addr netip.Addr) {
 		last := time.Now()
 		for {
 			var b [8]byte
+			_ = conn.SetReadDeadline(time.Now().Add(20 * time.Second)) // an outage that long is found here
 			if _, err := io.ReadFull(conn, b[:]); err != nil {
 				if !errors.Is(err, io.EOF) {
 					f.fail(fmt.Errorf("stream: %w", err))

@@ -50,9 +50,10 @@ func metaTo(key, register uint32) expression {
 	})
 }
 
-func equal(register uint32, data []byte) expression {
+// equal compares register 1.
+func equal(data []byte) expression {
 	return expr("cmp", func(m *messages) {
-		m.BigUint32(unix.NFTA_CMP_SREG, register)
+		m.BigUint32(unix.NFTA_CMP_SREG, 1)
 		m.BigUint32(unix.NFTA_CMP_OP, unix.NFT_CMP_EQ)
 		m.Nest(unix.NFTA_CMP_DATA, func() { m.Bytes(unix.NFTA_DATA_VALUE, data) })
 	})
@@ -92,7 +93,7 @@ func iifname(m *messages) { metaTo(unix.NFT_META_IIFNAME, unix.NFT_REG32_00)(m) 
 func isFamily(f byte) expression {
 	return func(m *messages) {
 		metaTo(unix.NFT_META_NFPROTO, 1)(m)
-		equal(1, []byte{f})(m)
+		equal([]byte{f})(m)
 	}
 }
 
@@ -123,20 +124,20 @@ func destination(p netip.Prefix) []expression {
 			m.Nest(unix.NFTA_BITWISE_MASK, func() { m.Bytes(unix.NFTA_DATA_VALUE, mask) })
 			m.Nest(unix.NFTA_BITWISE_XOR, func() { m.Bytes(unix.NFTA_DATA_VALUE, make([]byte, length)) })
 		}),
-		equal(1, p.Masked().Addr().AsSlice()),
+		equal(p.Masked().Addr().AsSlice()),
 	}
 }
 
 // etherType matches the frame's type; a VLAN tag is a type of its own.
 func etherType(t uint16) []expression {
-	return []expression{payload(linkHeader, 12, 2, 1), equal(1, be16(t))}
+	return []expression{payload(linkHeader, 12, 2, 1), equal(be16(t))}
 }
 
 // icmp6 matches a type of ICMPv6, behind extension headers too.
 func icmp6(kind byte) []expression {
 	return []expression{
-		metaTo(unix.NFT_META_L4PROTO, 1), equal(1, []byte{unix.IPPROTO_ICMPV6}),
-		payload(transport, 0, 1, 1), equal(1, []byte{kind}),
+		metaTo(unix.NFT_META_L4PROTO, 1), equal([]byte{unix.IPPROTO_ICMPV6}),
+		payload(transport, 0, 1, 1), equal([]byte{kind}),
 	}
 }
 
