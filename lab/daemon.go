@@ -209,7 +209,7 @@ func (h *Host) LogTail(lines int) string {
 
 // startTime is field 22 of /proc/<pid>/stat; "" if there is no such process.
 func startTime(pid int) string {
-	_, fields := statOf(pid)
+	fields := statOf(pid)
 	if len(fields) < 20 {
 		return ""
 	}

@@ -166,7 +166,7 @@ func processesIn(spaces map[nsID]bool) ([]int, error) {
 
 // parentOf reads a process's parent; 0 if it is gone.
 func parentOf(pid int) int {
-	_, fields := statOf(pid)
+	fields := statOf(pid)
 	if len(fields) < 2 {
 		return 0
 	}
@@ -175,20 +175,17 @@ func parentOf(pid int) int {
 }
 
 func isZombie(pid int) bool {
-	_, fields := statOf(pid)
+	fields := statOf(pid)
 	return len(fields) == 0 || fields[0] == "Z" || fields[0] == "X"
 }
 
-// statOf splits /proc/<pid>/stat into the program's name and what follows.
-func statOf(pid int) (name string, fields []string) {
+// statOf returns the fields of /proc/<pid>/stat that follow the program's
+// name, the state first; none if there is no such process.
+func statOf(pid int) []string {
 	b, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", pid))
 	if err != nil {
-		return "", nil
+		return nil
 	}
 	s := string(b)
-	open, end := strings.IndexByte(s, '('), strings.LastIndexByte(s, ')')
-	if open < 0 || end < open {
-		return "", nil
-	}
-	return s[open+1 : end], strings.Fields(s[end+1:])
+	return strings.Fields(s[strings.LastIndexByte(s, ')')+1:])
 }

@@ -29,8 +29,8 @@ func newLog(w io.Writer, cfg *config.Config) *slog.Logger {
 }
 
 const cleanupText = `Remove everything that flanneld made on this host: tunnel devices, routes, packet filter rules, subnet.env, the
-CNI configuration, and the lease in etcd. The daemon must not be running. Containers that are attached lose their
-way to other hosts; their own interfaces stay.
+CNI configuration, the interfaces of containers, and the lease in etcd. The daemon must not be running; containers
+that still run lose their network.
 
 It takes the daemon's flags and FLANNELD_* variables; only those that name etcd and --subnet-file matter.
 

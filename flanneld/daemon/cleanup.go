@@ -13,9 +13,12 @@ import (
 	"github.com/flanneld/flanneld/cni/install"
 	"github.com/flanneld/flanneld/flanneld/api"
 	"github.com/flanneld/flanneld/flanneld/config"
+	"github.com/flanneld/flanneld/ipam"
 	"github.com/flanneld/flanneld/kernel/host"
 	"github.com/flanneld/flanneld/kernel/iptables"
+	"github.com/flanneld/flanneld/kernel/link"
 	"github.com/flanneld/flanneld/kernel/nft"
+	"github.com/flanneld/flanneld/kernel/nft/cnitable"
 	"github.com/flanneld/flanneld/kernel/rules"
 	"github.com/flanneld/flanneld/store/etcd"
 	"github.com/flanneld/flanneld/subnet"
@@ -38,7 +41,7 @@ func Cleanup(ctx context.Context, cfg *config.Config, log *slog.Logger) error {
 			return err
 		}
 	}
-	_ = os.Remove(config.StateDir) // the records of attached containers keep it
+	_ = os.Remove(config.StateDir) // what others keep there stays
 	return nil
 }
 
@@ -69,22 +72,64 @@ func clean(ctx context.Context, cfg *config.Config, log *slog.Logger) error {
 	var errs []error
 	// Engines first, so that nothing is plugged in any more.
 	errs = append(errs, install.Remove(install.Options{}))
-	for name, d := range drivers(nil) {
-		if err := d.Cleanup(ctx); err != nil {
-			errs = append(errs, fmt.Errorf("remove %s devices: %w", name, err))
-		}
-	}
-	errs = append(errs, cleanRules(ctx))
+	errs = append(errs, withdraw(ctx, cfg))
+	errs = append(errs, cleanRules(ctx), cleanContainers())
 	report, err := host.Cleanup(ctx, host.Options{})
 	errs = append(errs, err)
 	for _, line := range report {
 		log.Info("host cleaned up", "change", line)
 	}
-	for _, path := range []string{cfg.SubnetFile, api.Socket, config.StateDir + "/forward.json"} {
+	for _, path := range []string{api.Socket, config.StateDir + "/forward.json"} {
 		if err := os.Remove(path); err != nil && !errors.Is(err, fs.ErrNotExist) {
 			errs = append(errs, err)
 		}
 	}
+	return errors.Join(errs...)
+}
+
+// withdraw takes this host's side of the tunnel away and tells engines so, but
+// leaves containers what they have among themselves and to the world.
+func withdraw(ctx context.Context, cfg *config.Config) error {
+	var errs []error
+	for name, d := range drivers(nil) {
+		if err := d.Cleanup(ctx); err != nil {
+			errs = append(errs, fmt.Errorf("remove %s devices: %w", name, err))
+		}
+	}
+	if err := os.Remove(cfg.SubnetFile); err != nil && !errors.Is(err, fs.ErrNotExist) {
+		errs = append(errs, err)
+	}
+	return errors.Join(errs...)
+}
+
+// cleanContainers unplugs what the CNI plugins plugged in.
+func cleanContainers() error {
+	p, err := link.OpenPorts()
+	if err != nil {
+		return err
+	}
+	defer p.Close()
+	veths, err := p.OfKind("veth")
+	errs := []error{err}
+	for _, v := range veths {
+		if strings.HasPrefix(v.Name, ipam.LinkPrefix) && strings.HasPrefix(v.Alias, "flanneld ") {
+			errs = append(errs, p.Delete(v.Name))
+		}
+	}
+	bridges, err := p.OfKind("bridge")
+	errs = append(errs, err)
+	for _, b := range bridges {
+		if b.Alias != link.BridgeAlias {
+			continue
+		}
+		// One that somebody else plugged something into is theirs by now.
+		if ports, err := p.On(b.Index); err != nil || len(ports) > 0 {
+			errs = append(errs, err)
+			continue
+		}
+		errs = append(errs, p.Delete(b.Name))
+	}
+	errs = append(errs, cnitable.RemoveAll(), os.RemoveAll(ipam.DefaultDir))
 	return errors.Join(errs...)
 }
 

@@ -52,14 +52,14 @@ func Run(ctx context.Context, cfg *config.Config, version string, log *slog.Logg
 		err := runOnce(ctx, cfg, version, started, log)
 		if !errors.Is(err, subnet.ErrClone) {
 			if IsTaken(err) {
-				err = errors.Join(err, withdraw(ctx, cfg, log))
+				err = errors.Join(err, withdraw(context.WithoutCancel(ctx), cfg))
 			}
 			return err
 		}
 		// A copy of another machine must differ from it in all that peers see,
 		// the device's MAC included.
 		log.Warn("this host is a copy of a live one: it takes an identity and a subnet of its own", "error", err)
-		if err := withdraw(ctx, cfg, log); err != nil {
+		if err := withdraw(context.WithoutCancel(ctx), cfg); err != nil {
 			return err
 		}
 		if _, err := subnet.NewIdentity(config.StateDir); err != nil {
@@ -163,12 +163,6 @@ func seedConfig(networks []netip.Prefix) ([]byte, error) {
 		return nil, &config.UsageError{Msg: fmt.Sprintf("--network: %v", err)}
 	}
 	return text, nil
-}
-
-// withdraw takes this host out of the network after somebody else was found
-// to hold its subnet.
-func withdraw(ctx context.Context, cfg *config.Config, log *slog.Logger) error {
-	return clean(context.WithoutCancel(ctx), cfg, log)
 }
 
 // withoutLoopback leaves what other hosts can reach.

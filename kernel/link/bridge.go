@@ -36,6 +36,9 @@ func (e *AddressError) Error() string {
 	return fmt.Sprintf("bridge %s has address %s and cannot take %s beside it: delete the bridge if it is a leftover, choose another name, or set forceAddress", e.Bridge, e.Have, e.Want)
 }
 
+// BridgeAlias marks the bridges that Bridge made.
+const BridgeAlias = "flanneld bridge"
+
 // Bridge makes the bridge be as described, writing only what differs, and
 // returns it. Several processes may do so at once.
 func (p *Ports) Bridge(want Bridge) (Port, error) {
@@ -72,7 +75,15 @@ func (p *Ports) makeBridge(want Bridge) (Port, error) {
 		p.b.Uint32(unix.IFLA_MTU, uint32(want.MTU))
 	}
 	p.b.Nest(unix.IFLA_LINKINFO, func() { p.b.String(unix.IFLA_INFO_KIND, "bridge") })
-	if err := p.do(); err != nil && !errors.Is(err, unix.EEXIST) {
+	err := p.do()
+	if err == nil { // otherwise somebody was faster
+		p.b.Reset()
+		p.b.Message(unix.RTM_NEWLINK, 0, linkMessage(0, 0, 0))
+		p.b.String(unix.IFLA_IFNAME, want.Name)
+		p.b.String(unix.IFLA_IFALIAS, BridgeAlias)
+		err = p.do()
+	}
+	if err != nil && !errors.Is(err, unix.EEXIST) {
 		return Port{}, fmt.Errorf("make bridge %s: %w", want.Name, err)
 	}
 	return p.Port(want.Name)

@@ -75,22 +75,41 @@ func (p *Ports) Port(name string) (Port, error) {
 
 // On lists the ports of a bridge.
 func (p *Ports) On(bridge int) ([]Port, error) {
+	ports, err := p.list(func() { p.b.Uint32(unix.IFLA_MASTER, uint32(bridge)) })
+	if err != nil {
+		return nil, fmt.Errorf("list bridge ports: %w", err)
+	}
+	return slices.DeleteFunc(ports, func(port Port) bool { return port.Master != bridge }), nil
+}
+
+// OfKind lists all links of a kind: "veth", "bridge", ….
+func (p *Ports) OfKind(kind string) ([]Port, error) {
+	ports, err := p.list(func() {
+		p.b.Nest(unix.IFLA_LINKINFO, func() { p.b.String(unix.IFLA_INFO_KIND, kind) })
+	})
+	if err != nil {
+		return nil, fmt.Errorf("list %s links: %w", kind, err)
+	}
+	return slices.DeleteFunc(ports, func(port Port) bool { return port.Kind != kind }), nil
+}
+
+// list dumps links; the kernel may know what is asked for and leave out the
+// others.
+func (p *Ports) list(filter func()) ([]Port, error) {
 	p.b.Reset()
 	p.b.Message(unix.RTM_GETLINK, unix.NLM_F_DUMP, make([]byte, unix.SizeofIfInfomsg))
-	p.b.Uint32(unix.IFLA_MASTER, uint32(bridge))
+	filter()
 	p.b.Uint32(unix.IFLA_EXT_MASK, 1<<3)
 	var ports []Port
 	for m, err := range p.c.Get(&p.b) {
 		if err != nil {
-			return nil, fmt.Errorf("list bridge ports: %w", err)
+			return nil, err
 		}
 		port, err := parsePort(m)
 		if err != nil {
 			return nil, err
 		}
-		if port.Master == bridge {
-			ports = append(ports, port)
-		}
+		ports = append(ports, port)
 	}
 	return ports, nil
 }

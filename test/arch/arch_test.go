@@ -211,22 +211,21 @@ func TestDomainRoomsDoNotTouchTheKernel(t *testing.T) {
 
 // homes says where each large library may be imported outside of tests.
 var homes = map[string][]string{
-	"github.com/vishvananda/netlink":         {"kernel/link"},
-	"github.com/vishvananda/netns":           {"kernel/netns", "kernel/link"}, // link: a handle for another namespace
-	"github.com/google/nftables":             {"kernel/nft"},
-	"github.com/coreos/go-iptables":          {"kernel/iptables"},
-	"github.com/coreos/go-systemd":           {"flanneld/daemon"},
-	"go.etcd.io":                             {"store/etcd"},
-	"go.uber.org/zap":                        {"store/etcd"}, // the embedded server's own logger
-	"google.golang.org/grpc":                 {"store/etcd"},
-	"github.com/containernetworking/cni":     {"cni", "lab"}, // the lab is an engine: it calls plugins
-	"github.com/containernetworking/plugins": {"cni"},
-	"github.com/prometheus/client_golang":    {},
-	"github.com/miekg/dns":                   {"dns"},
-	"github.com/vishvananda/netlink/nl":      {"kernel/link"},
-	"github.com/mdlayher/netlink":            {"kernel/nft"}, // google/nftables speaks through it
-	"github.com/google/nftables/binaryutil":  {"kernel/nft"},
-	"golang.org/x/sys/unix":                  nil, // anywhere
+	"github.com/vishvananda/netlink":        {"kernel/link"},
+	"github.com/vishvananda/netns":          {"kernel/netns", "kernel/link"}, // link: a handle for another namespace
+	"github.com/google/nftables":            {"kernel/nft"},
+	"github.com/coreos/go-iptables":         {"kernel/iptables"},
+	"github.com/coreos/go-systemd":          {"flanneld/daemon"},
+	"go.etcd.io":                            {"store/etcd"},
+	"go.uber.org/zap":                       {"store/etcd"}, // the embedded server's own logger
+	"google.golang.org/grpc":                {"store/etcd"},
+	"github.com/containernetworking/cni":    {"cni", "lab"}, // the lab is an engine: it calls plugins
+	"github.com/prometheus/client_golang":   {},
+	"github.com/miekg/dns":                  {"dns"},
+	"github.com/vishvananda/netlink/nl":     {"kernel/link"},
+	"github.com/mdlayher/netlink":           {"kernel/nft"}, // google/nftables speaks through it
+	"github.com/google/nftables/binaryutil": {"kernel/nft"},
+	"golang.org/x/sys/unix":                 nil, // anywhere
 }
 
 func TestEachLargeLibraryHasOneHome(t *testing.T) {

@@ -3,6 +3,7 @@ package e2e
 import (
 	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"net/netip"
 	"os"
@@ -14,6 +15,7 @@ import (
 
 	"github.com/flanneld/flanneld/flanneld/api"
 	"github.com/flanneld/flanneld/lab"
+	"github.com/flanneld/flanneld/test/programs"
 )
 
 // Configurations of the key "config".
@@ -47,7 +49,7 @@ func newCluster(t *testing.T, hosts int, config string) *cluster {
 func newLab(t *testing.T, hosts int) *cluster {
 	t.Helper()
 	l, err := lab.Up(t.Context(), lab.Options{
-		Name: labName(), Hosts: hosts, Programs: programs,
+		Name: labName(), Hosts: hosts, Programs: programs.Dir(t),
 	})
 	if err != nil {
 		t.Fatal(err)
@@ -213,7 +215,7 @@ func (c *cluster) status(h *lab.Host) (api.Status, error) {
 	out, err := h.Command(c.t.Context(), "flanneld", "status", "-o", "json").Output()
 	var s api.Status
 	if jsonErr := json.Unmarshal(out, &s); jsonErr != nil {
-		return s, fmt.Errorf("status of %s: %v, %w: %q", h.Name, err, jsonErr, out)
+		return s, fmt.Errorf("status of %s: %w: %q", h.Name, errors.Join(err, jsonErr), out)
 	}
 	return s, nil
 }
@@ -275,9 +277,13 @@ func within(t *testing.T, limit time.Duration, what string, check func() error) 
 // (or, with not, must not) contain text.
 func contains(h *lab.Host, not bool, text string, argv ...string) func() error {
 	return func() error {
-		out, err := h.Command(context.Background(), argv[0], argv[1:]...).CombinedOutput()
+		cmd := h.Command(context.Background(), argv[0], argv[1:]...)
+		out, err := cmd.CombinedOutput()
+		if cmd.ProcessState == nil {
+			return err
+		}
 		if strings.Contains(string(out), text) == not {
-			return fmt.Errorf("%s: %v (error %v): looked for %q, absence wanted: %v, in\n%s", h.Name, argv, err, text, not, out)
+			return fmt.Errorf("%s: %v (exit code %d): looked for %q, absence wanted: %v, in\n%s", h.Name, argv, cmd.ProcessState.ExitCode(), text, not, out)
 		}
 		return nil
 	}

@@ -12,6 +12,7 @@ import (
 	"time"
 
 	"github.com/flanneld/flanneld/lab"
+	"github.com/flanneld/flanneld/test/programs"
 )
 
 func demo(t *testing.T, ctx context.Context, flags ...string) (cmd *exec.Cmd, out *bytes.Buffer, name string) {
@@ -23,7 +24,7 @@ func demo(t *testing.T, ctx context.Context, flags ...string) (cmd *exec.Cmd, ou
 		}
 	})
 	out = &bytes.Buffer{}
-	cmd = exec.CommandContext(ctx, filepath.Join(programs, "flanneld"), append([]string{"lab", "demo", "--name", name}, flags...)...)
+	cmd = exec.CommandContext(ctx, filepath.Join(programs.Dir(t), "flanneld"), append([]string{"lab", "demo", "--name", name}, flags...)...)
 	cmd.Stdout, cmd.Stderr = out, out
 	return cmd, out, name
 }

@@ -8,6 +8,7 @@ import (
 	"testing"
 
 	"github.com/flanneld/flanneld/lab"
+	"github.com/flanneld/flanneld/test/programs"
 )
 
 // What the help of flanneld lab tells people to type.
@@ -20,7 +21,7 @@ func TestLabCommandLine(t *testing.T) {
 	})
 	try := func(args ...string) (string, error) {
 		args = append([]string{"lab", args[0], "--name", name}, args[1:]...)
-		out, err := exec.CommandContext(t.Context(), filepath.Join(programs, "flanneld"), args...).CombinedOutput()
+		out, err := exec.CommandContext(t.Context(), filepath.Join(programs.Dir(t), "flanneld"), args...).CombinedOutput()
 		return strings.TrimSpace(string(out)), err
 	}
 	do := func(want string, args ...string) string {
@@ -49,7 +50,7 @@ func TestLabCommandLine(t *testing.T) {
 	if out := do("host1", "show"); strings.Contains(out, "web") || strings.Contains(out, "client") {
 		t.Errorf("a container is left:\n%s", out)
 	}
-	cmd := exec.CommandContext(t.Context(), filepath.Join(programs, "flanneld"), "lab", "run", "--name", name, "host1", "x", "--", "sh", "-c", "exit 42")
+	cmd := exec.CommandContext(t.Context(), filepath.Join(programs.Dir(t), "flanneld"), "lab", "run", "--name", name, "host1", "x", "--", "sh", "-c", "exit 42")
 	if out, err := cmd.CombinedOutput(); cmd.ProcessState.ExitCode() != 42 {
 		t.Errorf("exit code of a command: %v\n%s", err, out)
 	}

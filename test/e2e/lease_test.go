@@ -157,7 +157,7 @@ func TestSecondHostWithOnePublicAddressIsRefused(t *testing.T) {
 }
 
 func TestTwoDozenHostsShareASmallNetwork(t *testing.T) {
-	c := newCluster(t, 24, `{"Network":"10.1.0.0/19","SubnetLen":24,"Backend":{"Type":"vxlan"}}`) // 32 subnets, the first and last included
+	c := newCluster(t, 24, `{"Network":"10.1.0.0/19","SubnetLen":24,"SubnetMin":"10.1.1.0","SubnetMax":"10.1.24.0","Backend":{"Type":"vxlan"}}`) // one for each
 	start := time.Now()
 	var wg sync.WaitGroup
 	for _, h := range c.lab.Hosts() {

@@ -7,15 +7,11 @@ import (
 	"math/rand/v2"
 	"os"
 	"os/exec"
-	"path/filepath"
 	"strconv"
 	"testing"
 
 	"github.com/flanneld/flanneld/lab"
 )
-
-// programs is the folder of the executables under test.
-var programs string
 
 func TestMain(m *testing.M) { os.Exit(run(m)) }
 
@@ -29,16 +25,6 @@ func run(m *testing.M) int {
 		return 0
 	}
 	if err := removeStale(); err != nil {
-		fmt.Println(err)
-		return 1
-	}
-	dir, err := os.MkdirTemp("", "e2e-")
-	if err != nil {
-		fmt.Println(err)
-		return 1
-	}
-	defer os.RemoveAll(dir)
-	if err := build(dir); err != nil {
 		fmt.Println(err)
 		return 1
 	}
@@ -68,22 +54,6 @@ const labPrefix = "e2e-"
 
 // labName is a name for one lab of this process.
 func labName() string { return fmt.Sprintf("%s%d-%x", labPrefix, os.Getpid(), rand.Uint32()) }
-
-// build sets programs: the folder FLANNELD_TEST_PROGRAMS if it is set, else a
-// build of now: with FLANNELD_TEST_RACE set, under the race detector.
-func build(dir string) error {
-	if programs = os.Getenv("FLANNELD_TEST_PROGRAMS"); programs != "" {
-		_, err := os.Stat(filepath.Join(programs, "flanneld"))
-		return err
-	}
-	programs = dir
-	argv := []string{"env", "CGO_ENABLED=0", "go", "build", "-buildvcs=false", "-o", dir}
-	if os.Getenv("FLANNELD_TEST_RACE") != "" {
-		argv[1] = "CGO_ENABLED=1"
-		argv = append(argv, "-race")
-	}
-	return asUser(dir, append(argv, "./flanneld", "./cni/flanneld-bridge", "./cni/flanneld-ipam")...)
-}
 
 // asUser runs a command in the module's folder that writes to dir and uses Go's
 // caches: they must stay those of the user who called sudo.

@@ -53,7 +53,9 @@ func look(marker, tmp string) map[string]leftover {
 		ours("file "+path, func() error { return os.RemoveAll(path) })
 	}
 	for _, at := range mounts() {
-		add("mount " + at)
+		if !strings.HasPrefix(at, lab.Root+"/") { // a lab shows as one file
+			add("mount " + at)
+		}
 	}
 	links, _ := net.Interfaces() // nil where it cannot be read
 	for _, l := range links {

@@ -149,6 +149,9 @@ func (r *results) skip(name, why string) {
 }
 
 func (p *progress) print(top string, e event) {
+	if strings.HasPrefix(e.Output, "=== ") { // RUN, PAUSE, CONT: of no interest once it ended
+		return
+	}
 	b := p.output[top]
 	if b == nil {
 		b = &strings.Builder{}

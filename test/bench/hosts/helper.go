@@ -2,7 +2,6 @@ package main
 
 import (
 	"context"
-	"encoding/binary"
 	"errors"
 	"flag"
 	"fmt"
@@ -45,13 +44,6 @@ func helper(ctx context.Context, args []string, stderr io.Writer) int {
 func leaseSubnet(n int) netip.Prefix {
 	a := [4]byte{10, byte(n >> 8), byte(n), 0}
 	return netip.PrefixFrom(netip.AddrFrom4(a), 24)
-}
-
-// procRoute is how /proc/net/route begins the line of a destination: the
-// address as a number in the machine's byte order.
-func procRoute(subnet string) string {
-	a := netip.MustParsePrefix(subnet).Addr().As4()
-	return fmt.Sprintf("\t%08X\t", binary.NativeEndian.Uint32(a[:]))
 }
 
 // fill puts leases of hosts that do not exist and prints the time of the
@@ -133,7 +125,7 @@ func pump(dst, src net.Conn, delay time.Duration) {
 	defer dst.Close()
 	defer src.Close()
 	for p := range pieces {
-		time.Sleep(time.Until(p.due))
+		<-time.After(time.Until(p.due))
 		if _, err := dst.Write(p.data); err != nil {
 			return
 		}
