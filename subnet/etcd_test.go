@@ -45,7 +45,7 @@ func TestTwoDozenDaemonsOnEtcd(t *testing.T) {
 			defer watch.Wait()
 			views, self := make(chan View, 1), make(chan Self, 1)
 			watch.Go(func() {
-				for v, err := range Watch(ctx, st, testPrefix) {
+				for v, err := range Watch(ctx, st, testPrefix, nil) {
 					if err == nil {
 						latest(views, v)
 					}

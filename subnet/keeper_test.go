@@ -81,7 +81,7 @@ func (h *testHost) start() {
 	watched, done := make(chan struct{}), make(chan struct{})
 	go func() {
 		defer close(watched)
-		for v, err := range Watch(ctx, h.st, testPrefix) {
+		for v, err := range Watch(ctx, h.st, testPrefix, nil) {
 			if err == nil {
 				latest(views, v)
 			}

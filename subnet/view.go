@@ -41,6 +41,7 @@ type hostRecord struct {
 // belongs to one goroutine.
 type viewer struct {
 	prefix string
+	accept func(Config) error
 
 	config    Config
 	configErr error
@@ -67,8 +68,8 @@ const (
 	hostsPrefix
 )
 
-func newViewer(prefix string) *viewer {
-	return &viewer{prefix: prefix, configErr: noConfig(prefix)}
+func newViewer(prefix string, accept func(Config) error) *viewer {
+	return &viewer{prefix: prefix, accept: accept, configErr: noConfig(prefix)}
 }
 
 // take replaces what is known of one prefix.
@@ -97,6 +98,9 @@ func (w *viewer) takeConfig(s store.Snapshot, newEpoch bool) {
 	if kv := s.KVs[i]; newEpoch || kv.ModRevision != w.configKV.ModRevision {
 		w.configKV = kv
 		c, err := ParseConfig(kv.Value)
+		if err == nil && w.accept != nil {
+			err = w.accept(c)
+		}
 		if w.configErr = err; err == nil {
 			w.config, w.settled = c, false
 			for _, r := range w.records {

@@ -35,7 +35,7 @@ func listing(epoch store.Epoch, rows ...row) store.Snapshot {
 
 func configured(t testing.TB, conf string) *viewer {
 	t.Helper()
-	w := newViewer(testPrefix)
+	w := newViewer(testPrefix, nil)
 	w.take(configPrefix, store.Snapshot{Epoch: 1, KVs: []store.KV{{Key: ConfigKey(testPrefix), Value: []byte(conf), ModRevision: 1}}})
 	if w.configErr != nil {
 		t.Fatal(w.configErr)
@@ -246,7 +246,7 @@ func TestWatchWaitsForAllAndSurvivesOutages(t *testing.T) {
 		var lastErr error
 		n, ended := 0, false
 		go func() {
-			for v, err := range Watch(ctx, st, testPrefix) {
+			for v, err := range Watch(ctx, st, testPrefix, nil) {
 				last, lastErr = v, err
 				n++
 			}
@@ -302,9 +302,48 @@ func TestWatchWaitsForAllAndSurvivesOutages(t *testing.T) {
 	})
 }
 
+func TestRefusedConfigurationChangesNothing(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		st := mem.New()
+		put := func(key, value string) {
+			t.Helper()
+			if _, err := st.Commit(t.Context(), store.Txn{Put: []store.Put{{Key: key, Value: []byte(value)}}}); err != nil {
+				t.Fatal(err)
+			}
+			synctest.Wait()
+		}
+		refusal := errors.New("this host is in there")
+		accept := func(c Config) error {
+			if c.Ranges[0].Network == netip.MustParsePrefix("192.168.0.0/16") {
+				return refusal
+			}
+			return nil
+		}
+		ctx, cancel := context.WithCancel(t.Context())
+		var last View
+		go func() {
+			for v := range Watch(ctx, st, testPrefix, accept) {
+				last = v
+			}
+		}()
+		put(ConfigKey(testPrefix), `{"Network":"192.168.0.0/16"}`)
+		if !errors.Is(last.ConfigErr, refusal) || len(last.Config.Ranges) != 0 {
+			t.Errorf("the first one: %+v, %v", last.Config, last.ConfigErr)
+		}
+		put(ConfigKey(testPrefix), `{"Network":"10.1.0.0/16"}`)
+		put(SubnetsPrefix(testPrefix)+"10.1.1.0-24", from("192.168.7.1"))
+		put(ConfigKey(testPrefix), `{"Network":"192.168.0.0/16"}`)
+		if !errors.Is(last.ConfigErr, refusal) || len(last.Config.Ranges) != 1 || len(last.Leases) != 1 {
+			t.Errorf("a later one: %+v, %v, %d leases", last.Config, last.ConfigErr, len(last.Leases))
+		}
+		cancel()
+		synctest.Wait()
+	})
+}
+
 func TestWatchEndsWithItsConsumer(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		for range Watch(t.Context(), mem.New(), testPrefix) {
+		for range Watch(t.Context(), mem.New(), testPrefix, nil) {
 			break
 		}
 	}) // a goroutine left behind would be reported as a deadlock

@@ -22,7 +22,11 @@ type update struct {
 // error, and with nil again when all is known anew. A View that comes with an
 // error is not to be acted upon. It ends when ctx does or when the consumer
 // stops, and leaves nothing running.
-func Watch(ctx context.Context, st store.Store, prefix string) iter.Seq2[View, error] {
+//
+// accept, if not nil, may refuse a configuration that is valid but cannot be
+// used on this host, so that the one before stays in force with all that
+// follows from it. It is asked once for each, from Watch's goroutine.
+func Watch(ctx context.Context, st store.Store, prefix string, accept func(Config) error) iter.Seq2[View, error] {
 	return func(yield func(View, error) bool) {
 		ctx, cancel := context.WithCancel(ctx)
 		var watches sync.WaitGroup
@@ -40,7 +44,7 @@ func Watch(ctx context.Context, st store.Store, prefix string) iter.Seq2[View, e
 				}
 			})
 		}
-		merge(ctx, newViewer(prefix), updates, yield)
+		merge(ctx, newViewer(prefix, accept), updates, yield)
 	}
 }
 

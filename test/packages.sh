@@ -18,6 +18,8 @@ list() {
 		nft|nftables|test|an independent view of our rules
 		iptables|iptables|test|hosts without nftables; Docker's rules
 		ipset|ipset|test|hosts without nftables
+		firewalld|firewalld|test|hosts whose packet filter somebody else owns
+		dbus-daemon|dbus-daemon|test|firewalld is spoken to through it
 		conntrack|conntrack|test|an independent view of connections
 		tcpdump|tcpdump|test|what is on the wire
 		dig|dnsutils|test|names
@@ -62,17 +64,25 @@ if [ "$(id -u)" != 0 ]; then
 	sudo=sudo
 fi
 
-# Packages of servers start them. Tests start their own, so forbid it while
-# installing, the way Debian has for it (policy-rc.d); an existing policy wins.
+# Packages of servers start them, and at every boot again. Tests start their
+# own, so forbid it while installing, the way Debian has for it (policy-rc.d; an
+# existing policy wins), and switch off those that are new.
+echo "Installing them with apt-get. Servers among them are not started, neither now nor at boot."
 policy=/usr/sbin/policy-rc.d
 if [ ! -e $policy ]; then
-	echo "Their services are not started now (they are after the next boot, unless you disable them)."
 	trap '$sudo rm -f $policy' EXIT
 	trap 'exit 130' INT TERM
 	printf '#!/bin/sh\nexit 101\n' | $sudo tee $policy >/dev/null
 	$sudo chmod 755 $policy
 fi
-echo "Installing them with apt-get."
 $sudo apt-get update -q </dev/null
 # shellcheck disable=SC2086 # words are packages
 $sudo env DEBIAN_FRONTEND=noninteractive apt-get install -y -q --no-install-recommends $missing </dev/null
+command -v systemctl >/dev/null 2>&1 || exit 0
+for package in $missing; do
+	case $package in
+	etcd-server) $sudo systemctl -q disable etcd.service ;;
+	docker.io) $sudo systemctl -q disable docker.service docker.socket ;;
+	containerd | firewalld) $sudo systemctl -q disable $package.service ;;
+	esac || echo "note: could not switch off the service of $package" >&2
+done

@@ -13,6 +13,7 @@ import (
 	"github.com/flanneld/flanneld/backend"
 	"github.com/flanneld/flanneld/backend/vxlan"
 	"github.com/flanneld/flanneld/cni/install"
+	"github.com/flanneld/flanneld/flanneld/config"
 	"github.com/flanneld/flanneld/kernel/link"
 	"github.com/flanneld/flanneld/subnet"
 )
@@ -27,22 +28,21 @@ func driverNames() []string { return slices.Sorted(maps.Keys(drivers(nil))) }
 // bringUp makes the device fit the configuration and the underlay. It does
 // nothing if all is as before, and after an error the former device stays.
 func (n *network) bringUp(ctx context.Context) error {
-	c := n.view.Config
-	u := n.underlay
-	if n.device == nil || n.relook || !slices.Equal(families(c), families(n.opened)) {
+	c, u := n.view.Config, n.underlay
+	same := n.device != nil && c.Equal(n.opened)
+	if !same || n.relook {
 		var err error
-		if u, err = n.chooseUnderlay(c); err != nil {
+		if u, err = chooseUnderlay(n.kernel.handle, n.cfg, c); err != nil {
 			return err
 		}
 		n.relook = false
 	}
-	if n.device != nil && sameUnderlay(u, n.underlay) && c.Equal(n.opened) {
+	if same && sameUnderlay(u, n.underlay) {
 		return nil
 	}
-	d, ok := drivers(n.kernel.own)[c.Backend.Type]
-	if !ok {
-		return &subnet.ConfigError{Field: "Backend.Type", Value: c.Backend.Type,
-			Remedy: fmt.Sprintf("this flanneld has %s; set e.g. \"Backend\":{\"Type\":\"vxlan\"} (flannel's default is udp)", strings.Join(driverNames(), ", "))}
+	d, err := driverFor(c, n.kernel.own)
+	if err != nil {
+		return err
 	}
 	dev, err := d.Open(ctx, c, u, n.self.Identity)
 	if err != nil {
@@ -51,8 +51,8 @@ func (n *network) bringUp(ctx context.Context) error {
 	if n.device != nil {
 		n.log.Info("network is set up anew: configuration or underlay changed",
 			"underlay", u.Link, "addresses", u.Addrs, "backend", c.Backend.Type)
-		if err := n.device.Close(); err != nil {
-			n.log.Warn("former device not closed", "error", err)
+		if err := errors.Join(n.device.Close(), removeLinks(n.kernel.handle, n.device.Info(), dev.Info())); err != nil {
+			n.log.Warn("former device not removed", "error", err)
 		}
 	}
 	n.device, n.underlay, n.opened = dev, u, c
@@ -80,21 +80,78 @@ func (n *network) say() {
 	}
 }
 
+// removeLinks removes those interfaces of a former device that the present
+// one does not have.
+func removeLinks(h *link.Handle, former, present backend.Info) error {
+	keep := links(present)
+	var errs []error
+	for _, name := range links(former) {
+		if slices.Contains(keep, name) {
+			continue
+		}
+		l, err := h.LinkByName(name)
+		if errors.Is(err, link.ErrNoLink) {
+			continue
+		}
+		if err == nil {
+			err = h.DeleteLink(l.Index)
+		}
+		errs = append(errs, err)
+	}
+	return errors.Join(errs...)
+}
+
+// links are all interfaces of a device.
+func links(i backend.Info) []string {
+	if i.Link == "" {
+		return i.MoreLinks
+	}
+	return append([]string{i.Link}, i.MoreLinks...)
+}
+
+// driverFor is the driver that c asks for.
+func driverFor(c subnet.Config, own *link.Own) (backend.Driver, error) {
+	d, ok := drivers(own)[c.Backend.Type]
+	if !ok {
+		return nil, &subnet.ConfigError{Field: "Backend.Type", Value: c.Backend.Type,
+			Remedy: fmt.Sprintf("this flanneld has %s; set e.g. \"Backend\":{\"Type\":\"vxlan\"} (flannel's default is udp)", strings.Join(driverNames(), ", "))}
+	}
+	return d, nil
+}
+
+// usable says why a valid configuration cannot be used on this host, nil if
+// it can, or if that is not the configuration's fault.
+func usable(cfg *config.Config, c subnet.Config) error {
+	if _, err := driverFor(c, nil); err != nil {
+		return err
+	}
+	h, err := link.Open()
+	if err != nil {
+		return err
+	}
+	defer h.Close()
+	_, err = chooseUnderlay(h, cfg, c)
+	if IsConfig(err) {
+		return err
+	}
+	return nil
+}
+
 // chooseUnderlay finds the interface and the addresses towards the other
-// hosts.
-func (n *network) chooseUnderlay(c subnet.Config) (backend.Underlay, error) {
+// hosts. It is a *subnet.ConfigError if they are inside the pod network.
+func chooseUnderlay(h *link.Handle, cfg *config.Config, c subnet.Config) (backend.Underlay, error) {
 	choice := link.Choice{
-		Ifaces: n.cfg.Ifaces, Regexes: n.cfg.IfaceRegexes, CanReach: n.cfg.IfaceReach,
-		PublicIPs: n.cfg.PublicIPs, IPv4: slices.Contains(families(c), true), IPv6: slices.Contains(families(c), false),
+		Ifaces: cfg.Ifaces, Regexes: cfg.IfaceRegexes, CanReach: cfg.IfaceReach,
+		PublicIPs: cfg.PublicIPs, IPv4: slices.Contains(families(c), true), IPv6: slices.Contains(families(c), false),
 		Avoid: networks(c),
 	}
-	ch, err := link.Choose(n.kernel.handle, choice)
+	ch, err := link.Choose(h, choice)
 	if err == nil {
 		return backend.Underlay(ch), nil
 	}
 	// Would it have been fine but for the pod network being there too?
 	choice.Avoid = nil
-	if ch, err := link.Choose(n.kernel.handle, choice); err == nil {
+	if ch, err := link.Choose(h, choice); err == nil {
 		for _, a := range ch.Addrs {
 			for _, p := range networks(c) {
 				if p.Contains(a) {

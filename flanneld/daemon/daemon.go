@@ -100,7 +100,7 @@ func runOnce(ctx context.Context, cfg *config.Config, version string, started ti
 	g, ctx := errgroup.WithContext(ctx)
 	g.Go(func() error { return embed.run(ctx) })
 	g.Go(func() error { return k.monitor.Run(ctx) })
-	g.Go(func() error { return watch(ctx, st, cfg.Etcd.Prefix, n.views) })
+	g.Go(func() error { return watch(ctx, st, cfg, n.views) })
 	g.Go(func() error { return n.run(ctx) })
 	g.Go(func() error {
 		keeper := subnet.Keeper{Store: st, Prefix: cfg.Etcd.Prefix, Report: n.report.put}
@@ -116,8 +116,9 @@ func runOnce(ctx context.Context, cfg *config.Config, version string, started ti
 }
 
 // watch hands every newer view to the network.
-func watch(ctx context.Context, st store.Store, prefix string, to latest[seen]) error {
-	for v, err := range subnet.Watch(ctx, st, prefix) {
+func watch(ctx context.Context, st store.Store, cfg *config.Config, to latest[seen]) error {
+	accept := func(c subnet.Config) error { return usable(cfg, c) }
+	for v, err := range subnet.Watch(ctx, st, cfg.Etcd.Prefix, accept) {
 		to.put(seen{v, err})
 	}
 	return nil

@@ -101,7 +101,7 @@ func (k *kernel) sync(ctx context.Context, r rules.Rules) error {
 // prepareHost sets the host up for the device and looks at what matters now.
 func (n *network) prepareHost(ctx context.Context) error {
 	info, k := n.device.Info(), n.kernel
-	devices := append([]string{info.Link}, info.MoreLinks...)
+	devices := links(info)
 	k.host = host.Options{
 		Underlay: n.underlay.Link, Tunnels: devices, Bridges: []string{bridgeName},
 		Patterns: []string{vethPattern}, Modules: []string{"vxlan"},
