@@ -59,6 +59,25 @@ func Open(dataDir, name string) (*Network, error) {
 	return &Network{Name: name, dir: filepath.Join(dataDir, name), boot: string(bytes.TrimSpace(boot))}, nil
 }
 
+// Networks names the networks that have a directory below dataDir ("":
+// DefaultDir).
+func Networks(dataDir string) ([]string, error) {
+	if dataDir == "" {
+		dataDir = DefaultDir
+	}
+	entries, err := os.ReadDir(dataDir)
+	if err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return nil, fmt.Errorf("list networks with attachments: %w", err)
+	}
+	var names []string
+	for _, e := range entries {
+		if e.IsDir() && e.Name()[0] != '.' {
+			names = append(names, e.Name())
+		}
+	}
+	return names, nil
+}
+
 // Dir is the network's directory.
 func (n *Network) Dir() string { return n.dir }
 
@@ -136,7 +155,12 @@ type Held struct {
 // Find locks and returns the record of an attachment, nil if there is none.
 // It waits for a process that works on it, and fails with ErrBusy if that
 // takes too long.
-func (n *Network) Find(k Key) (*Held, error) {
+func (n *Network) Find(k Key) (*Held, error) { return n.find(k, n.wait()) }
+
+// Try is Find without waiting.
+func (n *Network) Try(k Key) (*Held, error) { return n.find(k, 0) }
+
+func (n *Network) find(k Key, wait time.Duration) (*Held, error) {
 	for range 100 { // a record may be replaced while we wait for it
 		entries, err := n.entries()
 		if err != nil {
@@ -151,7 +175,7 @@ func (n *Network) Find(k Key) (*Held, error) {
 		if found == nil {
 			return nil, nil
 		}
-		h, err := n.hold(*found, n.wait())
+		h, err := n.hold(*found, wait)
 		if err != nil || h != nil {
 			return h, err
 		}
@@ -207,6 +231,29 @@ func (n *Network) Peek(k Key) (Record, bool, error) {
 		}
 	}
 	return Record{}, false, nil
+}
+
+// Records reads every record without locking any, but for those that cannot
+// be understood. Somebody may be working on what it returns: Try tells.
+func (n *Network) Records() ([]Record, error) {
+	entries, err := n.entries()
+	if err != nil {
+		return nil, err
+	}
+	out := make([]Record, 0, len(entries))
+	for _, e := range entries {
+		b, err := os.ReadFile(filepath.Join(n.dir, e.name))
+		if errors.Is(err, fs.ErrNotExist) { // released since
+			continue
+		}
+		if err != nil {
+			return nil, fmt.Errorf("read attachment record: %w", err)
+		}
+		if r, err := ParseRecord(b); err == nil {
+			out = append(out, r)
+		}
+	}
+	return out, nil
 }
 
 // Taken is what the name of a record tells.
@@ -298,6 +345,32 @@ func (h *Held) Attached() error {
 		return fmt.Errorf("mark attachment record: %w", err)
 	}
 	h.Record.Attached = true
+	return nil
+}
+
+// Unguarded notes in the record that the kernel does not guard the
+// attachment.
+func (h *Held) Unguarded() error {
+	r := h.Record
+	before, err := r.encode()
+	if err != nil {
+		return err
+	}
+	r.Guarded = false
+	b, err := r.encode()
+	if err != nil {
+		return err
+	}
+	// In place: whoever waits for the lock waits for this file. White space
+	// fills what it was longer.
+	b = append(b, bytes.Repeat([]byte{' '}, max(0, len(before)-len(b)))...)
+	if r.Attached {
+		copy(b, attached)
+	}
+	if _, err := h.f.WriteAt(b, 0); err != nil {
+		return fmt.Errorf("mark attachment record: %w", err)
+	}
+	h.Record = r
 	return nil
 }
 

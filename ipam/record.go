@@ -11,7 +11,8 @@ import (
 )
 
 // Record is one attachment. Its file is written once, complete, before the
-// container is plugged in; afterwards only Attached changes.
+// container is plugged in; afterwards only Attached changes, and Guarded if the
+// kernel cannot do it.
 type Record struct {
 	// Attached is false while the ADD has not finished.
 	Attached    bool   `json:"attached"`
@@ -30,8 +31,17 @@ type Record struct {
 	// none).
 	Addresses []netip.Prefix `json:"addresses"`
 	Gateways  []netip.Addr   `json:"gateways,omitempty"`
+	// BridgeAddresses are those of Bridge that this attachment needs. The
+	// others are how its port and bridge are to be, where it matters.
+	BridgeAddresses []netip.Prefix `json:"bridgeAddresses,omitempty"`
+	MTU             int            `json:"mtu,omitempty"`
+	Promisc         bool           `json:"promisc,omitempty"`
+	Hairpin         bool           `json:"hairpin,omitempty"`
+	Isolated        bool           `json:"isolated,omitempty"`
 	// Masquerade: what leaves the network is given the host's address.
-	Masquerade bool `json:"masquerade,omitempty"`
+	// Inside are the prefixes that belong to the network.
+	Masquerade bool           `json:"masquerade,omitempty"`
+	Inside     []netip.Prefix `json:"inside,omitempty"`
 	// Guarded: the host's port lets only the record's addresses pass.
 	Guarded bool `json:"guarded,omitempty"`
 	// Names and Labels come from the container engine.

@@ -40,7 +40,6 @@ func IsConfig(err error) bool {
 // Run is the daemon. It returns nil when ctx ends, leaving the data path
 // working, and an error when going on makes no sense (see IsTaken, IsConfig).
 func Run(ctx context.Context, cfg *config.Config, version string, log *slog.Logger) error {
-	tuneMemory()
 	started := time.Now()
 	lock, err := lockHost(config.StateDir)
 	if err != nil {

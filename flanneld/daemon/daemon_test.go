@@ -6,6 +6,7 @@ import (
 	"log/slog"
 	"net/netip"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -112,6 +113,26 @@ func TestSeedIsAValidConfiguration(t *testing.T) {
 	}
 	if _, err := seedConfig([]netip.Prefix{netip.MustParsePrefix("10.1.0.0/31")}); !IsConfig(err) || !strings.Contains(err.Error(), "--network") {
 		t.Errorf("a network too small: %v", err)
+	}
+}
+
+func TestPeersAreKnownSinceTheyCame(t *testing.T) {
+	leases := func(keys ...string) (out []subnet.Lease) {
+		for _, k := range keys {
+			out = append(out, subnet.Lease{Key: k})
+		}
+		return out
+	}
+	at := func(s int) time.Time { return time.Unix(int64(s), 0) }
+	known := track(nil, leases("b", "d"), at(1))
+	known = track(known, leases("a", "b", "c", "d"), at(2))
+	known = track(known, leases("b", "c", "e"), at(3))
+	want := []knownPeer{{"b", at(1)}, {"c", at(2)}, {"e", at(3)}}
+	if !slices.Equal(known, want) {
+		t.Errorf("got %v", known)
+	}
+	if got := track(known, nil, at(4)); len(got) != 0 {
+		t.Errorf("after all left: %v", got)
 	}
 }
 

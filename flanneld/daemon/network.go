@@ -67,7 +67,7 @@ type network struct {
 	leased   time.Time
 	peers    subnet.Peers
 	recheck  time.Time
-	known    map[string]time.Time
+	known    []knownPeer // parallel to peers.Current()
 	unserved map[string]string
 	synced   time.Time
 	syncErr  error
@@ -227,7 +227,7 @@ func (n *network) carry(ctx context.Context) {
 	if n.storeErr == nil {
 		peers, recheck := n.peers.Update(n.view, *n.lease, now)
 		n.recheck = recheck
-		n.track(peers, now)
+		n.known = track(n.known, peers, now)
 	}
 	if n.forget {
 		n.device.Forget()
@@ -274,6 +274,7 @@ func (n *network) filter(ctx context.Context, peers []subnet.Lease) error {
 	if n.lease != nil {
 		r.Subnets = n.lease.Subnets
 	}
+	r.Tunnel.Peers = make([]netip.Addr, 0, len(peers)*len(n.opened.Ranges))
 	for i := range peers {
 		r.Tunnel.Peers = append(r.Tunnel.Peers, peers[i].PublicIPs...)
 	}
@@ -291,18 +292,27 @@ func (n *network) guards() []netip.AddrPort {
 	return slices.Compact(out)
 }
 
-// track notes since when each peer is known and when it last changed.
-func (n *network) track(peers []subnet.Lease, now time.Time) {
-	known := make(map[string]time.Time, len(peers))
+// knownPeer is since when a lease is carried.
+type knownPeer struct {
+	key   string
+	since time.Time
+}
+
+// track notes since when each peer is known. Both lists are in the order of
+// keys: this runs on every change, among thousands.
+func track(former []knownPeer, peers []subnet.Lease, now time.Time) []knownPeer {
+	known := make([]knownPeer, len(peers))
 	for i := range peers {
-		p := &peers[i]
-		since, ok := n.known[p.Key]
-		if !ok {
-			since = now
+		key := peers[i].Key
+		for len(former) > 0 && former[0].key < key {
+			former = former[1:]
 		}
-		known[p.Key] = since
+		known[i] = knownPeer{key, now}
+		if len(former) > 0 && former[0].key == key {
+			known[i] = former[0]
+		}
 	}
-	n.known = known
+	return known
 }
 
 // writeEnv keeps subnet.env as it should be.

@@ -2,7 +2,6 @@ package daemon
 
 import (
 	"log/slog"
-	"runtime/debug"
 
 	sd "github.com/coreos/go-systemd/v22/daemon"
 )
@@ -24,7 +23,3 @@ func systemd(log *slog.Logger) func(state string) {
 		}
 	}
 }
-
-// tuneMemory trades a little CPU during large changes for a small resident
-// set the rest of the time.
-func tuneMemory() { debug.SetGCPercent(50) }

@@ -51,8 +51,8 @@ func (n *network) status(now time.Time) api.Status {
 	}
 	if n.lease != nil && n.device != nil {
 		s.Network = n.networkStatus()
-		for _, p := range n.peers.Current() {
-			s.Peers = append(s.Peers, n.peerStatus(p))
+		for i, p := range n.peers.Current() {
+			s.Peers = append(s.Peers, n.peerStatus(p, n.known[i].since))
 		}
 		slices.SortFunc(s.Peers, func(a, b api.Peer) int { return slices.CompareFunc(a.Subnets, b.Subnets, netip.Prefix.Compare) })
 	}
@@ -82,10 +82,10 @@ func (n *network) networkStatus() *api.Network {
 	return w
 }
 
-func (n *network) peerStatus(p subnet.Lease) api.Peer {
+func (n *network) peerStatus(p subnet.Lease, known time.Time) api.Peer {
 	out := api.Peer{
 		Node: p.Node, Subnets: p.Subnets, PublicIPs: p.PublicIPs, Driver: p.Type,
-		Known: n.known[p.Key], Synced: n.synced, Error: n.unserved[p.Key],
+		Known: known, Synced: n.synced, Error: n.unserved[p.Key],
 	}
 	if p.Identity != "" {
 		live := false

@@ -23,6 +23,16 @@ type Bridge struct {
 	// other); without it they are an error.
 	Force   bool
 	Promisc bool
+	// Changing is called before the bridge is made or given an address, and
+	// its error ends the work; may be nil.
+	Changing func() error
+}
+
+func (b Bridge) changing() error {
+	if b.Changing == nil {
+		return nil
+	}
+	return b.Changing()
 }
 
 // AddressError says that a bridge has an address that does not go together
@@ -65,6 +75,9 @@ func (p *Ports) Bridge(want Bridge) (Port, error) {
 }
 
 func (p *Ports) makeBridge(want Bridge) (Port, error) {
+	if err := want.changing(); err != nil {
+		return Port{}, err
+	}
 	p.b.Reset()
 	p.b.Message(unix.RTM_NEWLINK, unix.NLM_F_CREATE|unix.NLM_F_EXCL, linkMessage(0, unix.IFF_UP, unix.IFF_UP))
 	p.b.String(unix.IFLA_IFNAME, want.Name)
@@ -107,11 +120,15 @@ func (p *Ports) bridgeAddresses(br Port, want Bridge) error {
 	if err != nil {
 		return fmt.Errorf("bridge %s: %w", want.Name, err)
 	}
+	lacking := slices.DeleteFunc(slices.Clone(want.Addresses), func(w netip.Prefix) bool { return slices.Contains(have, w) })
+	if len(lacking) == 0 {
+		return nil
+	}
+	if err := want.changing(); err != nil {
+		return err
+	}
 	p.b.Reset()
-	for _, w := range want.Addresses {
-		if slices.Contains(have, w) {
-			continue
-		}
+	for _, w := range lacking {
 		for _, h := range have {
 			if h.Addr().Is4() != w.Addr().Is4() || !w.Addr().Is4() && !h.Overlaps(w) || slices.Contains(want.Addresses, h) {
 				continue
@@ -122,9 +139,6 @@ func (p *Ports) bridgeAddresses(br Port, want Bridge) error {
 			p.addressMessage(unix.RTM_DELADDR, 0, br.Index, h, false)
 		}
 		p.addressMessage(unix.RTM_NEWADDR, unix.NLM_F_CREATE|unix.NLM_F_REPLACE, br.Index, w, false)
-	}
-	if p.b.Len() == 0 {
-		return nil
 	}
 	// A bridge that somebody else made gets its MAC pinned together with its
 	// first address.

@@ -224,7 +224,8 @@ func ofFamily(ps []netip.Prefix, v4 bool) []netip.Prefix {
 }
 
 func peerSets(peers []netip.Addr) []set {
-	var v4, v6 []netip.Addr
+	v4 := make([]netip.Addr, 0, len(peers))
+	var v6 []netip.Addr
 	for _, a := range peers {
 		if a = a.Unmap(); a.Is4() {
 			v4 = append(v4, a)
@@ -246,7 +247,11 @@ func addrKeys(addrs []netip.Addr) []string {
 	n := addrs[0].BitLen() / 8
 	b := make([]byte, 0, n*len(addrs))
 	for _, a := range addrs {
-		b = append(b, a.AsSlice()...)
+		if a16 := a.As16(); n == 4 { // AsSlice would allocate for each
+			b = append(b, a16[12:]...)
+		} else {
+			b = append(b, a16[:]...)
+		}
 	}
 	s := string(b)
 	keys := make([]string, len(addrs))

@@ -217,3 +217,26 @@ func eachCodeFile(t *testing.T, do func(p *pkg, f file)) {
 		}
 	}
 }
+
+// mostFuncLines of a function outside of tests: about 60 is the aim.
+const mostFuncLines = 80
+
+func TestFunctionsAreShort(t *testing.T) {
+	m := whole(t)
+	eachCodeFile(t, func(_ *pkg, f file) {
+		for _, d := range f.ast.Decls {
+			fn, ok := d.(*ast.FuncDecl)
+			if !ok {
+				continue
+			}
+			from := m.fset.Position(fn.Pos())
+			lines := m.fset.Position(fn.End()).Line - from.Line
+			switch {
+			case lines > mostFuncLines:
+				t.Errorf("%s: %s has %d lines, more than %d", from, fn.Name.Name, lines, mostFuncLines)
+			case lines > 60:
+				t.Logf("%s: %s has %d lines", from, fn.Name.Name, lines)
+			}
+		}
+	})
+}

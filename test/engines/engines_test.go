@@ -221,9 +221,18 @@ func removeCgroups(t *testing.T, name string) {
 	}
 	before := find()
 	t.Cleanup(func() {
-		for _, dir := range slices.Backward(find()) {
-			if !slices.Contains(before, dir) {
-				_ = os.Remove(dir) // one that is in use belongs to somebody else
+		const patience = 10 * time.Second // dead processes keep a group until somebody reaps them
+		for deadline := time.Now().Add(patience); ; time.Sleep(100 * time.Millisecond) {
+			left := slices.DeleteFunc(find(), func(dir string) bool { return slices.Contains(before, dir) })
+			if len(left) == 0 {
+				return
+			}
+			for _, dir := range slices.Backward(left) {
+				_ = os.Remove(dir) // tried again
+			}
+			if time.Now().After(deadline) {
+				t.Errorf("control groups cannot be removed: %s", left)
+				return
 			}
 		}
 	})

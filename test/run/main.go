@@ -20,6 +20,8 @@ import (
 	"strings"
 	"syscall"
 	"time"
+
+	"github.com/flanneld/flanneld/test/programs"
 )
 
 func main() { os.Exit(run(os.Args[1:], os.Stdout)) }
@@ -63,56 +65,23 @@ func run(args []string, out io.Writer) int {
 	defer stop()
 	start := time.Now()
 	res := &results{out: out, ci: os.Getenv("CI") != "", excused: map[string]string{}}
-	if err := res.readExcuses("test/skips.txt"); err != nil {
-		fmt.Fprintln(out, err)
-		return 2
-	}
 	// What make found wrong before (lint in CI) is in the count.
 	for name := range strings.FieldsSeq(os.Getenv("FAILED_BEFORE")) {
 		res.fail(name, "failed before the tests")
 	}
-	list := args
-	if len(list) == 0 {
-		list = []string{"./..."}
+	if len(args) == 0 {
+		args = []string{"./..."}
 	}
-	pkgs, err := exec.CommandContext(ctx, "go", append([]string{"list"}, list...)...).Output()
-	if err != nil {
-		fmt.Fprintln(out, "go list:", describe(err))
-		return 2
+	err := res.readExcuses("test/skips.txt")
+	if err == nil {
+		err = res.runAll(ctx, args)
 	}
-	marker := "FLANNELD_TEST_RUN=" + rand.Text()
-	tmp, err := os.MkdirTemp("", "ft-") // short: sockets are made in it
 	if err != nil {
 		fmt.Fprintln(out, err)
 		return 2
-	}
-	defer os.RemoveAll(tmp)
-	here, err := os.Getwd()
-	if err != nil {
-		fmt.Fprintln(out, err)
-		return 2
-	}
-	env := []string{marker, "TMPDIR=" + tmp, "FLANNELD_TEST_PROGRAMS=" + filepath.Join(here, "bin")}
-	before := look(marker, tmp)
-	for _, s := range stages(strings.Fields(string(pkgs))) {
-		if ctx.Err() != nil {
-			break
-		}
-		began := time.Now()
-		fmt.Fprintf(out, "=== %s\n", s.name)
-		res.runStage(ctx, s, env)
-		fmt.Fprintf(out, "=== %s: %s\n", s.name, time.Since(began).Round(100*time.Millisecond))
 	}
 	if ctx.Err() != nil {
 		res.fail("interrupted", "the run did not end")
-	}
-	res.reportLeftovers(settle(before, marker, tmp))
-	orphans, err := removeOrphans(filepath.Join("bin", "flanneld"))
-	for _, name := range orphans {
-		res.fail("leftover lab "+name, "the process that made it is gone, removed now")
-	}
-	if err != nil {
-		fmt.Fprintln(out, "remove labs:", err)
 	}
 	fmt.Fprintf(out, "\nin %s\n", time.Since(start).Round(time.Second))
 	summary := res.finish()
@@ -128,6 +97,48 @@ func run(args []string, out io.Writer) int {
 	return 0
 }
 
+// runAll runs the tests of these packages, between two looks at the machine.
+func (r *results) runAll(ctx context.Context, patterns []string) error {
+	pkgs, err := exec.CommandContext(ctx, "go", append([]string{"list"}, patterns...)...).Output()
+	if err != nil {
+		return fmt.Errorf("go list: %s", describe(err))
+	}
+	if os.Geteuid() != 0 { // ask for the password now, while this has the terminal
+		sudo := exec.CommandContext(ctx, "sudo", "-v")
+		sudo.Stdin, sudo.Stdout, sudo.Stderr = os.Stdin, r.out, r.out
+		if err := sudo.Run(); err != nil {
+			return fmt.Errorf("sudo -v: %w: most tests need root", err)
+		}
+	}
+	here, err := os.Getwd()
+	if err != nil {
+		return err
+	}
+	tmp, err := os.MkdirTemp("", "ft-") // short: sockets are made in it
+	if err != nil {
+		return err
+	}
+	defer os.RemoveAll(tmp)
+	marker := "FLANNELD_TEST_RUN=" + rand.Text()
+	env := []string{marker, "TMPDIR=" + tmp, programs.Variable + "=" + filepath.Join(here, "bin")}
+	before := look(marker, tmp)
+	for _, s := range stages(strings.Fields(string(pkgs))) {
+		if ctx.Err() != nil {
+			break
+		}
+		began := time.Now()
+		fmt.Fprintf(r.out, "=== %s\n", s.name)
+		r.runStage(ctx, s, env)
+		fmt.Fprintf(r.out, "=== %s: %s\n", s.name, time.Since(began).Round(100*time.Millisecond))
+	}
+	r.reportLeftovers(settle(before, marker, tmp))
+	orphans, err := removeOrphans(filepath.Join("bin", "flanneld"))
+	for _, name := range orphans {
+		r.fail("leftover lab "+name, "the process that made it is gone, removed now")
+	}
+	return err
+}
+
 // runStage runs go test and feeds what it says to the results.
 func (r *results) runStage(ctx context.Context, s stage, env []string) {
 	args := []string{"test", "-json"}
@@ -137,8 +148,10 @@ func (r *results) runStage(ctx context.Context, s stage, env []string) {
 	}
 	cmd := exec.CommandContext(ctx, "go", append(args, s.args...)...)
 	cmd.Env = append(os.Environ(), env...)
-	cmd.Cancel = func() error { return cmd.Process.Signal(os.Interrupt) }
-	cmd.WaitDelay = time.Minute
+	// The whole group hears of an interruption, test programs included.
+	cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}
+	cmd.Cancel = func() error { return syscall.Kill(-cmd.Process.Pid, syscall.SIGINT) }
+	cmd.WaitDelay = 15 * time.Second
 	events, err := cmd.StdoutPipe()
 	if err == nil {
 		cmd.Stderr = r.out
