@@ -323,7 +323,7 @@ func lockWithin(f *os.File, wait time.Duration) error {
 		case err = <-got:
 		case <-time.After(wait):
 			go func() { // as a rule the process ends first
-				_ = <-got
+				<-got
 				_ = f.Close()
 			}()
 			return ErrBusy

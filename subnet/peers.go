@@ -36,13 +36,13 @@ func (p *Peers) Current() []Lease { return p.current }
 // epoch, unless somebody else has their place or their holder another. It is
 // to be called again at recheck (zero: no need). While the store cannot be
 // reached it is not to be called, so that nothing is withdrawn. The slice is
-// not written to again.
+// valid until the next call: thousands of leases change one at a time.
 func (p *Peers) Update(v View, own Lease, now time.Time) (peers []Lease, recheck time.Time) {
 	if p.seen && p.epoch != v.Epoch {
 		p.keep(now.Add(EpochGrace))
 	}
 	p.seen, p.epoch = true, v.Epoch
-	peers = make([]Lease, 0, len(v.Leases)+len(p.kept))
+	peers = slices.Grow(p.current[:0], len(v.Leases)+len(p.kept))
 	for _, l := range v.Leases {
 		if !ownLease(l, own) {
 			peers = append(peers, l)

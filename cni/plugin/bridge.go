@@ -1,15 +1,14 @@
 package plugin
 
 import (
-	"crypto/rand"
 	"errors"
 	"fmt"
-	"net"
 	"net/netip"
 	"slices"
 
 	"github.com/containernetworking/cni/pkg/types"
 	types100 "github.com/containernetworking/cni/pkg/types/100"
+	"github.com/flanneld/flanneld/cni/hostside"
 	"github.com/flanneld/flanneld/ipam"
 	"github.com/flanneld/flanneld/kernel/link"
 	"github.com/flanneld/flanneld/kernel/netns"
@@ -169,19 +168,25 @@ func (a *attachment) permit() error {
 		return nil
 	}
 	var err error
-	if a.filter, err = cnitable.Open(); err == nil {
-		err = a.filter.Add(filterOf(*r, a.space.inside), a.others)
+	if a.filter, err = cnitable.Open(); err != nil {
+		return a.permitBy(func(cnitable.Attachment) error { return err })
 	}
-	if err == nil || errors.Is(err, cnitable.ErrUnsupported) && !r.Masquerade {
-		return nil
-	}
-	if errors.Is(err, cnitable.ErrUnsupported) {
-		// Without the bridge family masquerading may still work.
-		only := *r
-		only.Guarded = false
-		if a.filter != nil {
-			err = a.filter.Add(filterOf(only, a.space.inside), a.others)
+	return a.permitBy(func(f cnitable.Attachment) error { return a.filter.Add(f, a.others) })
+}
+
+// permitBy goes without the guard where the kernel has none, and says so in
+// the record.
+func (a *attachment) permitBy(add func(cnitable.Attachment) error) error {
+	err := add(hostside.Filter(a.held.Record))
+	if errors.Is(err, cnitable.ErrUnsupported) && a.held.Record.Guarded {
+		if err := a.held.Unguarded(); err != nil {
+			return fail(codeStorage, err)
 		}
+		if !a.held.Record.Masquerade {
+			return nil
+		}
+		// Without the bridge family masquerading may still work.
+		err = add(hostside.Filter(a.held.Record))
 	}
 	if err != nil {
 		return failf(codeKernel, "ipMasq: %v: load nf_tables, or set ipMasq to false", err)
@@ -194,70 +199,24 @@ func (a *attachment) others() []cnitable.Attachment {
 	var out []cnitable.Attachment
 	for h, err := range a.pool.All() {
 		if err == nil && h.Record.HostLink != "" {
-			out = append(out, filterOf(h.Record, a.space.inside))
+			out = append(out, hostside.Filter(h.Record))
 		}
 	}
 	return out
 }
 
-func filterOf(r ipam.Record, inside []netip.Prefix) cnitable.Attachment {
-	mac, _ := net.ParseMAC(r.MAC)
-	f := cnitable.Attachment{
-		Network: r.Network, Link: r.HostLink, MAC: mac, Masquerade: r.Masquerade, Guard: r.Guarded && mac != nil, Inside: inside,
-	}
-	for _, p := range r.Addresses {
-		f.Addresses = append(f.Addresses, p.Addr())
-	}
-	return f
-}
-
 // bridge makes the bridge ready, with the gateways' addresses on it.
 func (a *attachment) bridge() (link.Port, error) {
-	r := a.held.Record
-	want := link.Bridge{Name: a.conf.Bridge, MTU: a.mtu, Force: a.conf.ForceAddress, Promisc: a.conf.PromiscMode}
-	for i, gw := range r.Gateways {
-		if !gw.IsValid() {
-			continue
-		}
-		if want.MAC == nil {
-			want.MAC = macOf(gw)
-		}
-		p := netip.PrefixFrom(gw, r.Addresses[i].Bits())
-		if a.conf.IsGateway && !slices.Contains(want.Addresses, p) {
-			want.Addresses = append(want.Addresses, p)
-		}
+	want := hostside.Bridge(a.held.Record)
+	want.Force, want.Changing = a.conf.ForceAddress, func() error { return a.space.free(a.ports, want.Name) }
+	br, err := hostside.MakeBridge(a.ports, want)
+	if _, ok := errors.AsType[*link.AddressError](err); ok {
+		return br, fail(codeBridge, err)
 	}
-	if want.MAC == nil {
-		want.MAC = make(net.HardwareAddr, 6)
-		_, _ = rand.Read(want.MAC)
-		want.MAC[0] = 0x0a
-	}
-	br, err := a.makeBridge(want)
 	if err != nil {
-		if _, ok := errors.AsType[*link.AddressError](err); ok {
-			return br, fail(codeBridge, err)
-		}
 		return br, fail(codeKernel, err)
 	}
-	if err := awaitAddresses(a.ports, want.Addresses); err != nil {
-		return br, fail(codeKernel, err)
-	}
-	return br, prepareHost(a.conf.Bridge, want.Addresses)
-}
-
-func (a *attachment) makeBridge(want link.Bridge) (link.Port, error) {
-	if slices.ContainsFunc(want.Addresses, func(p netip.Prefix) bool { return !p.Addr().Is4() }) {
-		// Where IPv6 is off by default the bridge could not take its address.
-		bare := want
-		bare.Addresses = nil
-		if _, err := a.ports.Bridge(bare); err != nil {
-			return link.Port{}, err
-		}
-		if err := setSysctl("ipv6", want.Name, "disable_ipv6", "0"); err != nil {
-			return link.Port{}, err
-		}
-	}
-	return a.ports.Bridge(want)
+	return br, nil
 }
 
 // result describes the attachment (section 5, "Add Success").
@@ -267,7 +226,7 @@ func (a *attachment) result(br link.Port) *types100.Result {
 		CNIVersion: types100.ImplementedSpecVersion,
 		Interfaces: []*types100.Interface{
 			{Name: br.Name, Mac: br.MAC.String()},
-			{Name: r.HostLink, Mac: hashMAC(r.HostLink).String()},
+			{Name: r.HostLink, Mac: hostside.HashMAC(r.HostLink).String()},
 			{Name: a.ifName, Mac: r.MAC, Sandbox: a.netns, Mtu: a.mtu},
 		},
 		Routes: a.allRoutes(), DNS: a.dns,

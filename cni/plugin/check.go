@@ -8,6 +8,7 @@ import (
 
 	"github.com/containernetworking/cni/pkg/types"
 	types100 "github.com/containernetworking/cni/pkg/types/100"
+	"github.com/flanneld/flanneld/cni/hostside"
 	"github.com/flanneld/flanneld/ipam"
 	"github.com/flanneld/flanneld/kernel/link"
 	"github.com/flanneld/flanneld/kernel/netns"
@@ -207,7 +208,9 @@ func (k checker) filter() error {
 		return fail(codeCheck, err)
 	}
 	defer filter.Close()
-	what, err := filter.Missing(filterOf(k.record, nil))
+	want := hostside.Filter(k.record)
+	want.Inside = nil // the last ADD's word counts, and that may be another's
+	what, err := filter.Missing(want)
 	if err != nil {
 		return fail(codeCheck, err)
 	}
@@ -226,7 +229,7 @@ func bridgeStatus(c *call) error {
 	case "":
 		return nil
 	case ownIPAM:
-		return poolStatus(c)
+		return poolStatus(c, space.freeFor)
 	default:
 		_, err := c.delegate("STATUS")
 		return err
@@ -234,8 +237,8 @@ func bridgeStatus(c *call) error {
 }
 
 // poolStatus is 50 if there can be no ADD, and 51 if besides there are
-// containers that may be cut off.
-func poolStatus(c *call) error {
+// containers that may be cut off. inUse tells who else uses the space.
+func poolStatus(c *call, inUse func(s space, bridge string) error) error {
 	pool, err := ipam.Open(c.conf.dataDir(), c.conf.Name)
 	if err != nil {
 		return failf(types.ErrPluginNotAvailable, "%v", err)
@@ -249,6 +252,9 @@ func poolStatus(c *call) error {
 	}
 	if err != nil {
 		return err
+	}
+	if err := inUse(space, c.conf.Bridge); err != nil {
+		return failf(types.ErrPluginNotAvailable, "network %s: %v", c.conf.Name, err)
 	}
 	for i, s := range space.sets {
 		taken, err := pool.Usage(s)

@@ -38,6 +38,9 @@ func ipamAdd(c *call) error {
 	if err != nil {
 		return err
 	}
+	if err := space.unclaimed(c.conf.Bridge); err != nil {
+		return err
+	}
 	want, err := c.wanted()
 	if err != nil {
 		return err
@@ -106,7 +109,7 @@ func ipamCheck(c *call) error {
 
 func ipamStatus(c *call) error {
 	c.conf.DataDir = c.conf.IPAM.DataDir
-	return poolStatus(c)
+	return poolStatus(c, space.unclaimed)
 }
 
 // ipamGC releases the reservations, not those of a bridge, that are not in

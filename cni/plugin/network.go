@@ -24,6 +24,10 @@ type space struct {
 	// inside are the prefixes that are the network's own.
 	inside []netip.Prefix
 	mtu    int // 0: not told
+	// leased are the subnets that file, subnet.env, tells; none if the
+	// configuration names ranges.
+	leased []netip.Prefix
+	file   string
 }
 
 // space reads the ranges from the configuration, or the subnet from
@@ -56,7 +60,7 @@ func (c *config) space() (space, error) {
 	if err != nil {
 		return space{}, failf(types.ErrTryAgainLater, "network %s: %v", c.Name, err)
 	}
-	s := space{mtu: env.MTU, inside: env.Networks}
+	s := space{mtu: env.MTU, inside: env.Networks, leased: env.Subnets, file: path}
 	for _, p := range env.Subnets {
 		s.sets = append(s.sets, ipam.Set{{Subnet: p}})
 	}

@@ -5,11 +5,8 @@ import (
 	"fmt"
 	"net"
 	"net/netip"
-	"os"
-	"path/filepath"
-	"strings"
-	"time"
 
+	"github.com/flanneld/flanneld/cni/hostside"
 	"github.com/flanneld/flanneld/kernel/link"
 	"github.com/flanneld/flanneld/kernel/netns"
 	"golang.org/x/sys/unix"
@@ -23,7 +20,7 @@ func (a *attachment) plug(br link.Port) error {
 		return fail(codeStorage, err)
 	}
 	v := link.Veth{
-		Name: r.HostLink, MAC: hashMAC(r.HostLink), Alias: alias(r), Bridge: br.Index, Hairpin: a.conf.HairpinMode, Isolated: a.conf.PortIsolation,
+		Name: r.HostLink, MAC: hostside.HashMAC(r.HostLink), Alias: alias(r), Bridge: br.Index, Hairpin: a.conf.HairpinMode, Isolated: a.conf.PortIsolation,
 		MTU: a.mtu, Peer: a.ifName, PeerMAC: mac, PeerNS: a.target.FD(),
 	}
 	err = a.ports.AddVeth(v)
@@ -113,53 +110,19 @@ func (a *attachment) fillIn() error {
 		return err
 	}
 	if !a.conf.EnableDAD {
-		if err := awaitAddresses(in, r.Addresses); err != nil {
+		if err := hostside.AwaitAddresses(in, r.Addresses); err != nil {
 			return err
 		}
 	}
 	return in.Announce(eth.Index, eth.MAC)
 }
 
-// settleTimeout bounds the wait for the kernel to make a new port or address
-// work. As a rule it has done so when it is asked; old kernels take up to a
-// second.
-const settleTimeout = 3 * time.Second
-
 // awaitPort returns when the host's end passes packets.
 func (a *attachment) awaitPort() error {
-	return await("host link "+a.held.Record.HostLink+" does not come up", func() (bool, error) {
+	return hostside.Await("host link "+a.held.Record.HostLink+" does not come up", func() (bool, error) {
 		port, err := a.ports.Port(a.held.Record.HostLink)
 		return port.Operational, err
 	})
-}
-
-// awaitAddresses returns when packets to the IPv6 addresses, of the namespace
-// that ports is in, arrive.
-func awaitAddresses(ports *link.Ports, addrs []netip.Prefix) error {
-	for _, p := range addrs {
-		if p.Addr().Is4() {
-			continue
-		}
-		if err := await("address "+p.Addr().String()+" stays unusable", func() (bool, error) { return ports.Settled(p.Addr()) }); err != nil {
-			return err
-		}
-	}
-	return nil
-}
-
-// await asks until the answer is yes.
-func await(problem string, done func() (bool, error)) error {
-	end := time.After(settleTimeout)
-	for wait := 100 * time.Microsecond; ; wait = min(2*wait, 20*time.Millisecond) {
-		if ok, err := done(); err != nil || ok {
-			return err
-		}
-		select {
-		case <-end:
-			return errors.New(problem + " for " + settleTimeout.String())
-		case <-time.After(wait):
-		}
-	}
 }
 
 // gatewayFor is the gateway of the family of a route that names none.
@@ -187,99 +150,15 @@ func (a *attachment) sysctls(addrs []netip.Prefix) error {
 	for _, s := range []struct {
 		family, key, value string
 	}{{"ipv6", "accept_ra", "0"}, {"ipv6", "accept_dad", dad}, {"ipv6", "addr_gen_mode", "0"}, {"ipv4", "arp_notify", "1"}} {
-		if err := setSysctl(s.family, a.ifName, s.key, s.value); err != nil {
+		if err := hostside.SetSysctl(s.family, a.ifName, s.key, s.value); err != nil {
 			return err
 		}
 	}
 	if !v6 {
 		return nil
 	}
-	return errors.Join(setSysctl("ipv6", a.ifName, "disable_ipv6", "0"), setSysctl("ipv6", a.ifName, "ndisc_notify", "1"),
-		setSysctl("ipv6", "lo", "disable_ipv6", "0"))
-}
-
-func sysctlPath(family, link, key string) string {
-	return "/proc/sys/net/" + family + "/conf/" + link + "/" + key
-}
-
-// setSysctl sets a value of the calling thread's namespace unless it is so
-// already; a kernel without the key needs no setting.
-func setSysctl(family, link, key, value string) error {
-	return writeSysctl(sysctlPath(family, link, key), value)
-}
-
-func writeSysctl(path, value string) error {
-	f, err := os.OpenFile(path, os.O_RDWR, 0)
-	if errors.Is(err, os.ErrNotExist) {
-		return nil
-	}
-	if err != nil {
-		// Read-only /proc/sys is fine where the value is right.
-		if b, e := os.ReadFile(path); e == nil && strings.TrimSpace(string(b)) == value {
-			return nil
-		}
-		return fmt.Errorf("set %s to %s: %w", path, value, err)
-	}
-	defer f.Close()
-	have := make([]byte, 16)
-	n, _ := f.Read(have)
-	if strings.TrimSpace(string(have[:n])) == value {
-		return nil
-	}
-	if _, err := f.WriteAt([]byte(value), 0); err != nil {
-		return fmt.Errorf("set %s to %s: %w", path, value, err)
-	}
-	return nil
-}
-
-// prepareHost lets the host forward for the bridge's families, and keeps it
-// from believing router advertisements of containers.
-func prepareHost(bridge string, gateways []netip.Prefix) error {
-	if err := setSysctl("ipv6", bridge, "accept_ra", "0"); err != nil {
-		return fail(codeKernel, err)
-	}
-	for _, p := range gateways {
-		var err error
-		if p.Addr().Is4() {
-			err = writeSysctl("/proc/sys/net/ipv4/ip_forward", "1")
-		} else {
-			err = forwardIPv6(bridge)
-		}
-		if err != nil {
-			return fail(codeKernel, err)
-		}
-	}
-	return nil
-}
-
-// forwardIPv6 switches forwarding on. The kernel would then stop believing
-// router advertisements, and the underlay would lose its default route:
-// interfaces that believe them go on doing so.
-func forwardIPv6(bridge string) error {
-	const all = "/proc/sys/net/ipv6/conf/all/forwarding"
-	b, err := os.ReadFile(all)
-	if errors.Is(err, os.ErrNotExist) || strings.TrimSpace(string(b)) == "1" {
-		return nil
-	}
-	if err != nil {
-		return err
-	}
-	paths, err := filepath.Glob("/proc/sys/net/ipv6/conf/*/accept_ra")
-	if err != nil {
-		return err
-	}
-	for _, path := range paths {
-		name := filepath.Base(filepath.Dir(path))
-		if name == "all" || name == "default" || name == "lo" || name == bridge {
-			continue
-		}
-		if b, err := os.ReadFile(path); err == nil && strings.TrimSpace(string(b)) == "1" {
-			if err := writeSysctl(path, "2"); err != nil {
-				return err
-			}
-		}
-	}
-	return writeSysctl(all, "1")
+	return errors.Join(hostside.SetSysctl("ipv6", a.ifName, "disable_ipv6", "0"), hostside.SetSysctl("ipv6", a.ifName, "ndisc_notify", "1"),
+		hostside.SetSysctl("ipv6", "lo", "disable_ipv6", "0"))
 }
 
 // inside calls f with a socket in the namespace.

@@ -29,6 +29,7 @@ const (
 	codeStorage  = 105 // attachment records cannot be read or written
 	codeDelegate = 106 // the IPAM plugin did not do its part
 	codeCheck    = 107 // CHECK found something not as it should be
+	codeInUse    = 108 // somebody else on this host gives out the same addresses
 )
 
 // IO is the outside of a call.

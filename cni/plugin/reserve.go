@@ -1,13 +1,13 @@
 package plugin
 
 import (
-	"crypto/sha256"
 	"errors"
 	"net"
 	"net/netip"
 	"slices"
 
 	"github.com/containernetworking/cni/pkg/types"
+	"github.com/flanneld/flanneld/cni/hostside"
 	"github.com/flanneld/flanneld/ipam"
 	"github.com/flanneld/flanneld/kernel/link"
 )
@@ -30,8 +30,12 @@ func (a *attachment) reserve() error {
 	r := ipam.Record{
 		ContainerID: a.containerID, IfName: a.ifName, NetNS: a.netns, HostNS: here.Ino, Bridge: a.conf.Bridge,
 		HostLink: a.key.HostLink(a.conf.Name), Masquerade: a.conf.IPMasq, Names: names, Labels: labels,
+		MTU: a.mtu, Promisc: a.conf.PromiscMode, Hairpin: a.conf.HairpinMode, Isolated: a.conf.PortIsolation,
 	}
-	q := ipam.Request{Sets: a.space.sets, Want: want, Stale: a.stale, Fill: func(r *ipam.Record) { fillMAC(r, mac) }}
+	q := ipam.Request{Sets: a.space.sets, Want: want, Stale: a.stale, Fill: func(r *ipam.Record) {
+		fillMAC(r, mac)
+		a.fillBridge(r)
+	}}
 	if t := a.conf.IPAM.Type; t != "" && t != ownIPAM {
 		// What an earlier ADD left must go before the other plugin is asked.
 		if err := a.replace(); err != nil {
@@ -43,6 +47,9 @@ func (a *attachment) reserve() error {
 		q.Want = nil
 	} else if t == "" {
 		q.Want = nil
+	}
+	if r.Masquerade {
+		r.Inside = a.space.inside
 	}
 	r.Guarded = len(r.Addresses)+len(q.Sets) > 0 && (a.conf.SpoofCheck == nil || *a.conf.SpoofCheck)
 	a.held, err = a.pool.Reserve(r, q)
@@ -101,25 +108,22 @@ func (a *attachment) addressesOfOther(r *ipam.Record) error {
 func fillMAC(r *ipam.Record, asked net.HardwareAddr) {
 	mac := asked
 	if mac == nil && len(r.Addresses) > 0 {
-		mac = macOf(r.Addresses[0].Addr())
+		mac = hostside.MACOf(r.Addresses[0].Addr())
 	}
 	if mac == nil {
-		mac = hashMAC(r.HostLink + "inside")
+		mac = hostside.HashMAC(r.HostLink + "inside")
 	}
 	r.MAC = mac.String()
 }
 
-// macOf is a locally administered MAC made of an address.
-func macOf(a netip.Addr) net.HardwareAddr {
-	if a.Is4() {
-		return append(net.HardwareAddr{0x0a, 0x58}, a.AsSlice()...)
+// fillBridge notes the gateways' addresses on the bridge.
+func (a *attachment) fillBridge(r *ipam.Record) {
+	for i, gw := range r.Gateways {
+		p := netip.PrefixFrom(gw, r.Addresses[i].Bits())
+		if a.conf.IsGateway && gw.IsValid() && !slices.Contains(r.BridgeAddresses, p) {
+			r.BridgeAddresses = append(r.BridgeAddresses, p)
+		}
 	}
-	return hashMAC(a.String())
-}
-
-func hashMAC(s string) net.HardwareAddr {
-	sum := sha256.Sum256([]byte(s))
-	return append(net.HardwareAddr{0x0e}, sum[:5]...)
 }
 
 // replace clears away what an ADD that was killed left of this attachment. An

@@ -5,6 +5,7 @@ import (
 	"net/netip"
 	"strings"
 
+	"github.com/flanneld/flanneld/cni/hostside"
 	"github.com/flanneld/flanneld/ipam"
 	"github.com/flanneld/flanneld/kernel/link"
 	"github.com/flanneld/flanneld/kernel/nft/cnitable"
@@ -108,7 +109,7 @@ func clearAttachment(ports *link.Ports, r ipam.Record) error {
 	filter, err := cnitable.Open()
 	if err == nil {
 		defer filter.Close()
-		err = filter.Remove(filterOf(r, nil))
+		err = filter.Remove(hostside.Filter(r))
 	}
 	if errors.Is(err, cnitable.ErrUnsupported) {
 		err = nil

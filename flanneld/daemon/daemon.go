@@ -91,7 +91,7 @@ func runOnce(ctx context.Context, cfg *config.Config, version string, started ti
 	}
 	defer k.close()
 	n := newNetwork(cfg, log, started, k)
-	n.embed, n.guard = embed, embed.guard()
+	n.embed, n.guard, n.endpoints = embed, embed.guard(), embed.client(cfg, log).Endpoints
 	n.self = subnet.Host{
 		Name: cfg.NodeName, Identity: id, Instance: rand.Text(),
 		Version: version, Drivers: driverNames(), Guard: withoutLoopback(n.guard),
@@ -136,11 +136,11 @@ func seed(ctx context.Context, st store.Store, cfg *config.Config) error {
 			If:  []store.Cond{{Key: key}},
 			Put: []store.Put{{Key: key, Value: text}},
 		})
-		if err == nil || errors.Is(err, store.ErrConflict) || ctx.Err() != nil {
+		if err == nil || errors.Is(err, store.ErrConflict) {
 			return nil
 		}
 		if b.Wait(ctx) != nil {
-			return nil
+			return nil //nolint:nilerr // the daemon ends, and the watch tells of trouble with the store
 		}
 	}
 }

@@ -7,6 +7,7 @@ import (
 	"log/slog"
 
 	"github.com/flanneld/flanneld/flanneld/config"
+	"github.com/flanneld/flanneld/ipam"
 	"github.com/flanneld/flanneld/kernel/host"
 	"github.com/flanneld/flanneld/kernel/iptables"
 	"github.com/flanneld/flanneld/kernel/link"
@@ -26,6 +27,7 @@ type kernel struct {
 	filter     rules.Filter
 	filterName string
 	forward    *iptables.Forward
+	containers *attachments
 	host       host.Options
 	notes      []string // what was set on this host, for status
 }
@@ -46,6 +48,9 @@ func openKernel(ctx context.Context, log *slog.Logger) (k *kernel, err error) {
 		return nil, err
 	}
 	if k.monitor, err = link.NewMonitor(link.Watch{}, k.own); err != nil {
+		return nil, err
+	}
+	if k.containers, err = openAttachments(ipam.DefaultDir, k.monitor, log); err != nil {
 		return nil, err
 	}
 	if k.forward, err = iptables.OpenForward(config.StateDir + "/forward.json"); err != nil {
@@ -76,6 +81,7 @@ func openFilter(ctx context.Context) (rules.Filter, string, error) {
 
 // close lets go of the kernel; what was made in it stays.
 func (k *kernel) close() {
+	k.containers.close()
 	if k.forward != nil {
 		_ = k.forward.Close() // sockets only
 	}

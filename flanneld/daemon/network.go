@@ -32,13 +32,13 @@ type seen struct {
 // network is the pod network on this host. Everything in it belongs to the
 // goroutine of run; others send it values through the channels.
 type network struct {
-	cfg     *config.Config
-	log     *slog.Logger
-	self    subnet.Host // without addresses until the underlay is chosen
-	id      string      // identity
-	started time.Time
-	guard   []netip.AddrPort // of the embedded etcd
-	embed   *embeddedServer  // nil: none
+	cfg       *config.Config
+	log       *slog.Logger
+	self      subnet.Host // without addresses until the underlay is chosen
+	started   time.Time
+	endpoints []string         // of etcd
+	guard     []netip.AddrPort // of the embedded etcd
+	embed     *embeddedServer  // nil: none
 
 	views  latest[seen]
 	held   latest[subnet.Lease]
@@ -66,6 +66,7 @@ type network struct {
 	lease    *subnet.Lease
 	leased   time.Time
 	peers    subnet.Peers
+	addrs    []netip.Addr // of peers, for filter alone
 	recheck  time.Time
 	known    []knownPeer // parallel to peers.Current()
 	unserved map[string]string
@@ -142,7 +143,7 @@ func (n *network) see(s seen) {
 	if (s.err == nil) != (n.storeErr == nil) || n.storeTurn.IsZero() {
 		n.storeTurn = time.Now()
 		if s.err != nil {
-			n.log.Warn("etcd is out of reach, the data path goes on as it is", "error", s.err, "endpoints", n.cfg.Etcd.Endpoints)
+			n.log.Warn("etcd is out of reach, the data path goes on as it is", "error", s.err, "endpoints", n.endpoints)
 		} else if n.storeErr != nil {
 			n.log.Info("etcd is back")
 		}
@@ -173,6 +174,7 @@ func (n *network) hold(l subnet.Lease) {
 func (n *network) beat(ctx context.Context) {
 	n.notify("WATCHDOG=1")
 	n.checkHost(ctx)
+	n.kernel.containers.beat()
 	if time.Since(n.audited) >= audit {
 		n.audited, n.forget, n.relook = time.Now(), true, true
 	}
@@ -186,7 +188,7 @@ func (n *network) beat(ctx context.Context) {
 // differs it does nothing. An error it returns ends the daemon.
 func (n *network) step(ctx context.Context) error {
 	if !n.viewed {
-		n.wait("etcd at " + joinEndpoints(n.cfg.Etcd.Endpoints))
+		n.wait("etcd at " + joinEndpoints(n.endpoints))
 		return nil
 	}
 	if len(n.view.Config.Ranges) == 0 {
@@ -274,10 +276,11 @@ func (n *network) filter(ctx context.Context, peers []subnet.Lease) error {
 	if n.lease != nil {
 		r.Subnets = n.lease.Subnets
 	}
-	r.Tunnel.Peers = make([]netip.Addr, 0, len(peers)*len(n.opened.Ranges))
+	n.addrs = n.addrs[:0]
 	for i := range peers {
-		r.Tunnel.Peers = append(r.Tunnel.Peers, peers[i].PublicIPs...)
+		n.addrs = append(n.addrs, peers[i].PublicIPs...)
 	}
+	r.Tunnel.Peers = n.addrs
 	return n.kernel.sync(ctx, r)
 }
 

@@ -36,7 +36,7 @@ func (n *network) status(now time.Time) api.Status {
 		Node:    n.self.Name,
 		Started: n.started,
 		Etcd: api.Etcd{
-			Endpoints: n.cfg.Etcd.Endpoints,
+			Endpoints: n.endpoints,
 			Connected: n.viewed && n.storeErr == nil,
 			Since:     n.storeTurn,
 		},

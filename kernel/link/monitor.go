@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"maps"
 	"os"
 	"slices"
 	"sync"
@@ -43,11 +44,16 @@ const (
 type Monitor struct {
 	// C receives after changes, several of them merged. Never closed.
 	C <-chan Change
+	// Unplugged receives after a bridge of WatchBridges, an address of one or
+	// a port of one was taken away or down, and not put back at once. It
+	// keeps one for who looks later. Never closed.
+	Unplugged <-chan struct{}
 
-	c   chan Change
-	own *Own
-	f   *os.File
-	raw interface {
+	c         chan Change
+	unplugged chan struct{}
+	own       *Own
+	f         *os.File
+	raw       interface {
 		Read(func(fd uintptr) (done bool)) error
 		Control(func(fd uintptr)) error
 	}
@@ -58,6 +64,7 @@ type Monitor struct {
 	devices  []string
 	underlay []string
 	links    map[int]linkState // of the interfaces watched
+	plugs    plugs
 }
 
 // NewMonitor subscribes in the calling thread's network namespace; what
@@ -68,7 +75,8 @@ func NewMonitor(w Watch, own *Own) (*Monitor, error) {
 		return nil, fmt.Errorf("open netlink socket: %w", err)
 	}
 	c := make(chan Change, 1)
-	m := &Monitor{C: c, c: c, own: own, pending: map[int]struct{}{}}
+	unplugged := make(chan struct{}, 1)
+	m := &Monitor{C: c, c: c, Unplugged: unplugged, unplugged: unplugged, own: own, pending: map[int]struct{}{}, plugs: newPlugs(nil)}
 	m.f = os.NewFile(uintptr(fd), "netlink monitor")
 	if m.raw, err = m.f.SyscallConn(); err == nil {
 		err = m.subscribe(fd)
@@ -145,6 +153,7 @@ func (m *Monitor) refilter() {
 			underlay = append(underlay, index)
 		}
 	}
+	underlay = slices.AppendSeq(underlay, maps.Keys(m.plugs.bridges)) // the same counts
 	m.mu.Unlock()
 	prog := filter(m.own.portIDs(), devices, underlay)
 	_ = m.raw.Control(func(fd uintptr) {
@@ -178,7 +187,7 @@ func (m *Monitor) Run(ctx context.Context) error {
 		m.take(buf[:n], &news)
 		now := time.Now()
 		switch {
-		case news == Change{} && len(m.pending) == 0:
+		case due.IsZero() && news == Change{} && len(m.pending) == 0 && !m.plugsPending():
 			continue
 		case due.IsZero():
 			due = now.Add(monitorDelay)
@@ -220,6 +229,9 @@ func (m *Monitor) read(buf []byte) (n int, err error) {
 func (m *Monitor) tell(news Change) {
 	if news == (Change{}) {
 		return
+	}
+	if news.Lost {
+		m.tellUnplugged()
 	}
 	select {
 	case old := <-m.c:
@@ -284,6 +296,9 @@ func (m *Monitor) address(kind uint16, ours bool, body []byte, news *Change) {
 	if refreshed := m.noteAddress(kind, a); refreshed {
 		return
 	}
+	if kind == unix.RTM_DELADDR {
+		m.unaddressed(a.Link)
+	}
 	device, underlay := m.watched(a.Link)
 	if device && (ours || m.own.dropped(a.Link) || m.own.heard(echo{kind: kind, link: a.Link, addr: a.Prefix.Addr()})) {
 		return
@@ -317,6 +332,7 @@ func (m *Monitor) link(kind uint16, body []byte, news *Change) {
 		return
 	}
 	m.mu.Lock()
+	bridge := m.plugs.link(kind == unix.RTM_DELLINK, &l)
 	before, had := m.links[l.Index]
 	device, underlay := slices.Contains(m.devices, l.Name), slices.Contains(m.underlay, l.Name)
 	// A link that got another name counts once more by the old one.
@@ -331,7 +347,7 @@ func (m *Monitor) link(kind uint16, body []byte, news *Change) {
 	}
 	_, has := m.links[l.Index]
 	m.mu.Unlock()
-	if had != has {
+	if had != has || bridge {
 		m.refilter()
 	}
 	if now == before {
@@ -351,6 +367,9 @@ func (m *Monitor) link(kind uint16, body []byte, news *Change) {
 func (m *Monitor) settle(news *Change) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
+	if m.plugs.settle() {
+		m.tellUnplugged()
+	}
 	for index := range m.pending {
 		if m.links[index] != m.own.linkAsSeen(index) {
 			news.Devices = true

@@ -61,6 +61,11 @@ func (p *Ports) Port(name string) (Port, error) {
 	p.b.Message(unix.RTM_GETLINK, 0, make([]byte, unix.SizeofIfInfomsg))
 	p.b.String(unix.IFLA_IFNAME, name)
 	p.b.Uint32(unix.IFLA_EXT_MASK, 1<<3) // RTEXT_FILTER_SKIP_STATS
+	return p.port(name)
+}
+
+// port asks what was prepared about one link.
+func (p *Ports) port(name string) (Port, error) {
 	for m, err := range p.c.Get(&p.b) {
 		if errors.Is(err, unix.ENODEV) {
 			return Port{}, fmt.Errorf("link %s: %w", name, ErrNoLink)
@@ -146,9 +151,19 @@ func (p *Ports) Down(name string) error {
 
 // Addresses lists the addresses of one link with their prefix lengths.
 func (p *Ports) Addresses(index int) ([]netip.Prefix, error) {
-	p.b.Reset()
-	p.b.Message(unix.RTM_GETADDR, unix.NLM_F_DUMP, addrMessage(unix.AF_UNSPEC, 0, 0, index))
+	all, err := p.addresses(unix.AF_UNSPEC, index)
 	var out []netip.Prefix
+	for _, h := range all {
+		out = append(out, h.Address)
+	}
+	return out, err
+}
+
+// addresses lists those of one link, or of all if index is 0.
+func (p *Ports) addresses(family uint8, index int) ([]Holder, error) {
+	p.b.Reset()
+	p.b.Message(unix.RTM_GETADDR, unix.NLM_F_DUMP, addrMessage(family, 0, 0, index))
+	var out []Holder
 	for m, err := range p.c.Get(&p.b) {
 		if errors.Is(err, unix.ENODEV) {
 			return nil, ErrNoLink
@@ -156,7 +171,11 @@ func (p *Ports) Addresses(index int) ([]netip.Prefix, error) {
 		if err != nil {
 			return nil, fmt.Errorf("list addresses: %w", err)
 		}
-		if len(m) < unix.SizeofIfAddrmsg || int(native.Uint32(m[4:])) != index {
+		if len(m) < unix.SizeofIfAddrmsg {
+			continue
+		}
+		at := int(native.Uint32(m[4:]))
+		if index != 0 && at != index {
 			continue
 		}
 		var local, address netip.Addr
@@ -171,7 +190,7 @@ func (p *Ports) Addresses(index int) ([]netip.Prefix, error) {
 		if !local.IsValid() {
 			local = address
 		}
-		out = append(out, netip.PrefixFrom(local, int(m[1])))
+		out = append(out, Holder{at, netip.PrefixFrom(local, int(m[1]))})
 	}
 	return out, nil
 }

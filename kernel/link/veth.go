@@ -103,6 +103,17 @@ func (p *Ports) portMessages(v Veth) {
 	}
 }
 
+// Join makes a link that exists a port of v.Bridge, up, as AddVeth does with
+// v.Name.
+func (p *Ports) Join(v Veth) error {
+	p.b.Reset()
+	p.portMessages(v)
+	if err := p.do(); err != nil {
+		return fmt.Errorf("set up bridge port %s: %w", v.Name, err)
+	}
+	return nil
+}
+
 // Inside is what a container's interface must be.
 type Inside struct {
 	Index     int

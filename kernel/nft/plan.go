@@ -224,37 +224,39 @@ func ofFamily(ps []netip.Prefix, v4 bool) []netip.Prefix {
 }
 
 func peerSets(peers []netip.Addr) []set {
-	v4 := make([]netip.Addr, 0, len(peers))
+	v4 := make([]uint32, 0, len(peers)) // sorts several times faster than addresses
 	var v6 []netip.Addr
 	for _, a := range peers {
 		if a = a.Unmap(); a.Is4() {
-			v4 = append(v4, a)
+			b := a.As4()
+			v4 = append(v4, binary.BigEndian.Uint32(b[:]))
 		} else if a.Is6() {
 			v6 = append(v6, a.WithZone(""))
 		}
 	}
-	return []set{{peers4, setType(true), addrKeys(v4)}, {peers6, setType(false), addrKeys(v6)}}
+	slices.Sort(v4)
+	v4 = slices.Compact(v4)
+	b4 := make([]byte, 0, 4*len(v4))
+	for _, a := range v4 {
+		b4 = binary.BigEndian.AppendUint32(b4, a)
+	}
+	slices.SortFunc(v6, netip.Addr.Compare)
+	v6 = slices.Compact(v6)
+	b6 := make([]byte, 0, 16*len(v6))
+	for _, a := range v6 {
+		b := a.As16()
+		b6 = append(b6, b[:]...)
+	}
+	return []set{{peers4, setType(true), setKeys(b4, 4)}, {peers6, setType(false), setKeys(b6, 16)}}
 }
 
-// addrKeys returns the addresses as sorted set keys, without doubles. All
-// keys share one allocation.
-func addrKeys(addrs []netip.Addr) []string {
-	slices.SortFunc(addrs, netip.Addr.Compare)
-	addrs = slices.Compact(addrs)
-	if len(addrs) == 0 {
+// setKeys cuts b into keys of n bytes, which share its one allocation.
+func setKeys(b []byte, n int) []string {
+	if len(b) == 0 {
 		return nil
 	}
-	n := addrs[0].BitLen() / 8
-	b := make([]byte, 0, n*len(addrs))
-	for _, a := range addrs {
-		if a16 := a.As16(); n == 4 { // AsSlice would allocate for each
-			b = append(b, a16[12:]...)
-		} else {
-			b = append(b, a16[:]...)
-		}
-	}
 	s := string(b)
-	keys := make([]string, len(addrs))
+	keys := make([]string, len(b)/n)
 	for i := range keys {
 		keys[i] = s[i*n : (i+1)*n]
 	}

@@ -185,9 +185,6 @@ func (s *Server) Compact(revision int64) {
 	s.Ctl("compact", "--physical", fmt.Sprint(revision))
 }
 
-// Log is what etcd has said.
-func (s *Server) Log() string { return s.log.String() }
-
 // logBuffer is what a program writes, readable meanwhile.
 type logBuffer struct {
 	mu sync.Mutex // guards b

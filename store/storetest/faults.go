@@ -23,16 +23,12 @@ func testOutage(t *testing.T, s Subject) {
 	v := Watch(t, s.Store, dir)
 	was := v.Has("before")
 	s.Stop()
-	if err := v.Error(); err == nil {
-		t.Error("no error")
-	}
+	v.AwaitError()
 	if _, err := s.Store.Commit(t.Context(), put("lost")); err == nil {
 		t.Error("a commit to a store that is away")
 	}
 	unknown := Watch(t, s.Store, "/elsewhere/")
-	if err := unknown.Error(); err == nil {
-		t.Error("no error")
-	}
+	unknown.AwaitError()
 	back := time.Now()
 	s.Start()
 	snap := v.Has("before")
@@ -72,7 +68,7 @@ func testCompaction(t *testing.T, s Subject) {
 	v := Watch(t, s.Store, dir)
 	was := v.Has("goes", "stays")
 	s.Stop()
-	v.Error()
+	v.AwaitError()
 	s.Start()
 	must(t, s.Other, store.Txn{Delete: []string{dir + "goes"}})
 	var at int64
@@ -132,7 +128,7 @@ func testRestoreHidden(t *testing.T, s Subject) {
 	v := Watch(t, s.Store, dir)
 	was := v.Has("kept", "late", "lost")
 	s.Stop()
-	v.Error()
+	v.AwaitError()
 	restore()
 	for range 10 {
 		must(t, s.Other, put("other"))

@@ -125,14 +125,14 @@ func Watch(t testing.TB, s store.Store, prefix string) *View {
 }
 
 // next returns what was yielded next, false if nothing is for too long.
-func (v *View) next() (store.Snapshot, error, bool) {
+func (v *View) next() (snap store.Snapshot, more bool, err error) {
 	late := time.NewTimer(patience)
 	defer late.Stop()
 	select {
 	case e := <-v.events:
-		return e.snap, e.err, true
+		return e.snap, true, e.err
 	case <-late.C:
-		return store.Snapshot{}, nil, false
+		return store.Snapshot{}, false, nil
 	}
 }
 
@@ -140,7 +140,7 @@ func (v *View) next() (store.Snapshot, error, bool) {
 func (v *View) Until(what string, ok func(store.Snapshot) bool) store.Snapshot {
 	v.t.Helper()
 	for {
-		snap, err, more := v.next()
+		snap, more, err := v.next()
 		if !more {
 			v.t.Fatalf("no snapshot with %s within %v; the last one: %v", what, patience, keys(v.Last))
 		}
@@ -154,11 +154,11 @@ func (v *View) Until(what string, ok func(store.Snapshot) bool) store.Snapshot {
 	}
 }
 
-// Error returns the next error.
-func (v *View) Error() error {
+// AwaitError waits for the next error; without one the test fails.
+func (v *View) AwaitError() {
 	v.t.Helper()
 	for {
-		snap, err, more := v.next()
+		snap, more, err := v.next()
 		if !more {
 			v.t.Fatalf("no error within %v", patience)
 		}
@@ -166,7 +166,7 @@ func (v *View) Error() error {
 			if !slices.EqualFunc(snap.KVs, v.Last.KVs, sameKV) {
 				v.t.Errorf("with the error came %v, not the last snapshot %v", keys(snap), keys(v.Last))
 			}
-			return err
+			return
 		}
 		v.Last = snap
 	}

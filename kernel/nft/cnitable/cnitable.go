@@ -78,7 +78,12 @@ func (c *Table) Add(a Attachment, others func() []Attachment) error {
 	if others != nil && (err == nil || errors.Is(err, unix.ENOENT)) {
 		all = append(all, slices.DeleteFunc(others(), func(o Attachment) bool { return o.Link == a.Link })...)
 	}
-	err = c.build(a, all)
+	return c.write(a, all)
+}
+
+// write makes sure of the rules that a needs, and of the elements of all.
+func (c *Table) write(a Attachment, all []Attachment) error {
+	err := c.build(a, all)
 	if errors.Is(err, unix.EEXIST) || errors.Is(err, unix.EBUSY) { // an address that was another network's
 		if err = c.Remove(a); err == nil {
 			err = c.build(a, all)
@@ -170,14 +175,7 @@ func (c *Table) Missing(a Attachment) (string, error) {
 			return e.what, err
 		}
 	}
-	var chains []chainOf
-	if a.Masquerade {
-		chains = append(chains, chainOf{unix.NFPROTO_INET, masqueradeChain, 2}, chainOf{unix.NFPROTO_INET, networkChain(a.Network), 2})
-	}
-	if a.Guard {
-		chains = append(chains, chainOf{unix.NFPROTO_BRIDGE, portsChain, 2}, chainOf{unix.NFPROTO_BRIDGE, guardChain, 3}, chainOf{unix.NFPROTO_BRIDGE, ndChain, 4})
-	}
-	for _, ch := range chains {
+	for _, ch := range chainsOf(a) {
 		n, err := c.rules(ch)
 		if err != nil {
 			return "", err
@@ -189,11 +187,22 @@ func (c *Table) Missing(a Attachment) (string, error) {
 	return "", nil
 }
 
-// chainOf is a chain and how many rules it has at least.
+// chainOf is a chain and how many rules it has.
 type chainOf struct {
 	family uint8
 	name   string
 	rules  int
+}
+
+// chainsOf are the chains that an attachment needs.
+func chainsOf(a Attachment) (out []chainOf) {
+	if a.Masquerade {
+		out = append(out, chainOf{unix.NFPROTO_INET, masqueradeChain, 2}, chainOf{unix.NFPROTO_INET, networkChain(a.Network), len(a.Inside) + len(multicast()) + 1})
+	}
+	if a.Guard {
+		out = append(out, chainOf{unix.NFPROTO_BRIDGE, portsChain, 2}, chainOf{unix.NFPROTO_BRIDGE, guardChain, 3}, chainOf{unix.NFPROTO_BRIDGE, ndChain, 4})
+	}
+	return out
 }
 
 func (c *Table) rules(ch chainOf) (n int, err error) {

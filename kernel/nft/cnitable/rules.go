@@ -253,11 +253,15 @@ func (m *messages) masqueradeRules(a Attachment) {
 	m.chain(inet, networkChain(a.Network))
 	m.rule(inet, masqueradeChain, isFamily(unix.NFPROTO_IPV4), source(4), lookup("masq4", 1, verdictRegister))
 	m.rule(inet, masqueradeChain, isFamily(unix.NFPROTO_IPV6), source(6), lookup("masq6", 1, verdictRegister))
-	multicast := []netip.Prefix{netip.MustParsePrefix("224.0.0.0/4"), netip.MustParsePrefix("ff00::/8")}
-	for _, p := range slices.Concat(a.Inside, multicast) {
+	for _, p := range slices.Concat(a.Inside, multicast()) {
 		m.rule(inet, networkChain(a.Network), append(destination(p), verdict(unix.NFT_RETURN, "")...)...)
 	}
 	m.rule(inet, networkChain(a.Network), masquerade)
+}
+
+// multicast is what is not masqueraded in any network.
+func multicast() []netip.Prefix {
+	return []netip.Prefix{netip.MustParsePrefix("224.0.0.0/4"), netip.MustParsePrefix("ff00::/8")}
 }
 
 func (m *messages) guardRules() {

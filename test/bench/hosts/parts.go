@@ -240,11 +240,11 @@ func (b *bench) manyOne(ctx context.Context, p program, size int, at string) err
 	}
 	added := ""
 	if at == endpoint {
-		s, err := b.follow(ctx, host, 60_000+len(p.name)*100, 10)
+		s, err := b.follow(ctx, host, 60_000+len(p.name)*100, b.runs)
 		if err != nil {
 			return err
 		}
-		added = fmt.Sprintf(", one more lease: median %s", ms(s.median()))
+		added = fmt.Sprintf(", one more lease: median %s (%s–%s)", ms(s.median()), ms(s.min()), ms(s.max()))
 	}
 	b.row("%-8s %d leases, %s: subnet.env %s, all routes %s, CPU %s, RSS %d MiB (%d anonymous)%s", p.name, size, where,
 		ms(joined), ms(done), ms(cpu), all, anon, added)
