@@ -50,8 +50,8 @@ func TestSilentEndpointIsLeftForAnother(t *testing.T) {
 	v.Until("nothing", func(s store.Snapshot) bool { return len(s.KVs) == 0 })
 	proxy.Mute(true)
 	at := time.Now()
-	if err := v.Error(); !strings.Contains(err.Error(), proxy.Addr) || !strings.Contains(err.Error(), "no answer") {
-		t.Errorf("the error names neither endpoint nor reason: %v", err)
+	if text := v.AwaitError(); !strings.Contains(text, proxy.Addr) || !strings.Contains(text, "no answer") {
+		t.Errorf("the error names neither endpoint nor reason: %s", text)
 	}
 	v.Until("all is well again", func(s store.Snapshot) bool { return s.Fresh.After(at) })
 	if _, err := s.Commit(t.Context(), store.Txn{Put: []store.Put{{Key: "/a"}}}); err != nil {

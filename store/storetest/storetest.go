@@ -154,8 +154,9 @@ func (v *View) Until(what string, ok func(store.Snapshot) bool) store.Snapshot {
 	}
 }
 
-// AwaitError waits for the next error; without one the test fails.
-func (v *View) AwaitError() {
+// AwaitError waits for the next error and returns its text; without one the
+// test fails.
+func (v *View) AwaitError() string {
 	v.t.Helper()
 	for {
 		snap, more, err := v.next()
@@ -166,7 +167,7 @@ func (v *View) AwaitError() {
 			if !slices.EqualFunc(snap.KVs, v.Last.KVs, sameKV) {
 				v.t.Errorf("with the error came %v, not the last snapshot %v", keys(snap), keys(v.Last))
 			}
-			return
+			return err.Error()
 		}
 		v.Last = snap
 	}
