@@ -14,7 +14,6 @@ import (
 	"regexp"
 	"slices"
 	"strings"
-	"time"
 )
 
 // Config is the daemon's configuration; see Parse for where it comes from.
@@ -32,11 +31,10 @@ type Config struct {
 	IfaceReach   netip.Addr   // zero: not asked for
 	PublicIPs    []netip.Addr // at most one per family, IPv4 first
 
-	SubnetFile  string
-	RenewMargin time.Duration
-	IPMasq      bool
-	CNIInstall  bool
-	Healthz     netip.AddrPort // port 0: off
+	SubnetFile string
+	IPMasq     bool
+	CNIInstall bool
+	Healthz    netip.AddrPort // port 0: off
 
 	LogLevel slog.Level
 	Cleanup  bool // remove everything of ours and end
@@ -149,7 +147,7 @@ func (r *raw) validate(given map[string]bool) (*Config, error) {
 	bad(r.checkKube())
 	bad(c.setNodeName())
 	bad(c.setIfaces(r))
-	bad(c.setTimes(r))
+	bad(r.checkMargin())
 	bad(c.setEmbed(r, given))
 	bad(c.checkEtcd())
 	bad(c.setHealthz(r))
@@ -219,11 +217,12 @@ func (c *Config) setIfaces(r *raw) error {
 	return errors.Join(errs...)
 }
 
-func (c *Config) setTimes(r *raw) error {
-	if r.renewMargin <= 0 || r.renewMargin >= 24*60 {
-		return usagef("--subnet-lease-renew-margin=%d: give minutes between 1 and 1439 (a lease lasts 24 hours)", r.renewMargin)
+// checkMargin: a lease lasts 24 hours and the store renews it every 8, so that
+// any margin up to 16 hours is kept without doing anything about it.
+func (r *raw) checkMargin() error {
+	if r.renewMargin <= 0 || r.renewMargin > 16*60 {
+		return usagef("--subnet-lease-renew-margin=%d: give minutes between 1 and 960 (a lease lasts 24 hours and is renewed every 8)", r.renewMargin)
 	}
-	c.RenewMargin = time.Duration(r.renewMargin) * time.Minute
 	return nil
 }
 

@@ -8,7 +8,6 @@ import (
 	"net/netip"
 	"strings"
 	"testing"
-	"time"
 )
 
 func env(m map[string]string) func(string) string { return func(k string) string { return m[k] } }
@@ -28,7 +27,7 @@ func TestDefaultsAreFlannels(t *testing.T) {
 		t.Errorf("endpoints %s", got)
 	}
 	if c.Etcd.Prefix != "/coreos.com/network" || c.SubnetFile != "/run/flannel/subnet.env" ||
-		c.RenewMargin != time.Hour || c.IPMasq || c.Healthz.Port() != 0 || c.Embed.Dir != "" {
+		c.IPMasq || c.Healthz.Port() != 0 || c.Embed.Dir != "" {
 		t.Errorf("%+v", c)
 	}
 }
@@ -99,7 +98,7 @@ func TestMistakesNameFlagValueAndRemedy(t *testing.T) {
 		"loopback public ip":    {[]string{"-public-ip", "127.0.0.1"}, []string{"--public-ip", "127.0.0.1"}},
 		"regex":                 {[]string{"-iface-regex", "eth["}, []string{"--iface-regex", "eth["}},
 		"can reach":             {[]string{"-iface-can-reach", "gateway"}, []string{"--iface-can-reach", "gateway"}},
-		"margin":                {[]string{"-subnet-lease-renew-margin", "1440"}, []string{"--subnet-lease-renew-margin", "1440", "1439"}},
+		"margin":                {[]string{"-subnet-lease-renew-margin", "1440"}, []string{"--subnet-lease-renew-margin", "1440", "960"}},
 		"level":                 {[]string{"-log-level", "loud"}, []string{"--log-level", "loud", "debug"}},
 		"healthz":               {[]string{"-healthz-ip", "any", "-healthz-port", "1"}, []string{"--healthz-ip", "any"}},
 		"healthz port":          {[]string{"-healthz-port", "70000"}, []string{"--healthz-port", "70000"}},

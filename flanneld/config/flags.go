@@ -60,7 +60,7 @@ func (r *raw) flags() *flag.FlagSet {
 	fs.StringVar(&r.publicIP, "public-ip", "", "IPv4 `ADDRESS` at which the other hosts reach this one (default: the interface's)")
 	fs.StringVar(&r.publicIPv6, "public-ipv6", "", "the same for IPv6")
 	fs.StringVar(&r.subnetFile, "subnet-file", StateDir+"/subnet.env", "`FILE` that tells container engines subnet and MTU")
-	fs.IntVar(&r.renewMargin, "subnet-lease-renew-margin", 60, "`MINUTES` before its end at which the subnet lease is renewed at the latest")
+	fs.IntVar(&r.renewMargin, "subnet-lease-renew-margin", 60, "`MINUTES` before its end at which the subnet lease is renewed at the latest; it is renewed every 8 of its 24 hours")
 	fs.BoolVar(&r.ipMasq, "ip-masq", false, "masquerade traffic that leaves the pod network")
 	fs.StringVar(&r.healthzIP, "healthz-ip", "0.0.0.0", "`ADDRESS` of the health server")
 	fs.IntVar(&r.healthzPort, "healthz-port", 0, "`PORT` of the health server, 0 for none")
