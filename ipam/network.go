@@ -323,8 +323,7 @@ func lockWithin(f *os.File, wait time.Duration) error {
 		case err = <-got:
 		case <-time.After(wait):
 			go func() { // as a rule the process ends first
-				<-got
-				_ = f.Close()
+				_ = errors.Join(<-got, f.Close())
 			}()
 			return ErrBusy
 		}

@@ -3,6 +3,7 @@ package plugin
 import (
 	"errors"
 	"net/netip"
+	"slices"
 
 	"github.com/flanneld/flanneld/kernel/link"
 )
@@ -48,7 +49,7 @@ func (s space) free(ports *link.Ports, bridge string) error {
 }
 
 func (s space) inUse(name string, has, subnet netip.Prefix) error {
-	return failf(codeInUse, "interface %s of this host is in %s, which overlaps the subnet %s of %s: two would hand out the same addresses: "+
+	return failf(codeInUse, "interface %s of this host has address %s in the subnet %s of %s: two would hand out the same addresses: "+
 		"give %s another network (for Docker: --bip), or do not use this CNI network on this host", name, has, subnet, s.file, name)
 }
 
@@ -78,7 +79,10 @@ func (s space) unclaimed(bridge string) error {
 			return fail(codeKernel, err)
 		}
 		if port.Kind == "bridge" && port.Name != bridge {
-			return s.inUse(port.Name, netip.PrefixFrom(gateway, p.Bits()), p)
+			holders, err := ports.Holders(p)
+			if i := slices.IndexFunc(holders, func(h link.Holder) bool { return h.Index == index }); err == nil && i >= 0 {
+				return s.inUse(port.Name, holders[i].Address, p)
+			}
 		}
 	}
 	return nil

@@ -26,7 +26,7 @@ const (
 // command is one subcommand: its own flags, exit code returned.
 type command func(ctx context.Context, args []string, stdout, stderr io.Writer) int
 
-// commands is the one place that knows every subcommand.
+// commands is the one place that knows every subcommand but help.
 func commands() map[string]command {
 	return map[string]command{
 		"status":  status,
@@ -34,7 +34,6 @@ func commands() map[string]command {
 		"cni":     CNI,
 		"lab":     Lab,
 		"version": version,
-		"help":    help,
 	}
 }
 
@@ -57,6 +56,9 @@ Each takes --help. The first host of a cluster, and every other one:
 func Run(ctx context.Context, args []string, stdout, stderr io.Writer) int {
 	if len(args) == 0 || strings.HasPrefix(args[0], "-") {
 		return run(ctx, args, stdout, stderr)
+	}
+	if args[0] == "help" {
+		return help(ctx, args[1:], stdout, stderr)
 	}
 	c, ok := commands()[args[0]]
 	if !ok {
@@ -100,7 +102,10 @@ func explain(stderr io.Writer, err error) int {
 	}
 }
 
-func help(_ context.Context, _ []string, stdout, _ io.Writer) int {
+func help(ctx context.Context, args []string, stdout, stderr io.Writer) int {
+	if len(args) > 0 {
+		return Run(ctx, []string{args[0], "--help"}, stdout, stderr)
+	}
 	fmt.Fprint(stdout, helpText)
 	return exitOK
 }

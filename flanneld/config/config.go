@@ -104,6 +104,9 @@ func Parse(args []string, getenv func(string) string, out io.Writer) (*Config, e
 			return
 		}
 		if err := f.Value.Set(v); err != nil {
+			if b, ok := f.Value.(interface{ IsBoolFlag() bool }); ok && b.IsBoolFlag() {
+				err = errors.New("use true or false")
+			}
 			errs = append(errs, usagef("%s=%q: %v", name, v, err))
 			return
 		}

@@ -65,6 +65,7 @@ func (n *network) say() {
 	data := n.device.Info().Data
 	s := subnet.Self{Host: n.self, Type: n.opened.Backend.Type, Data: data, NodeNameExplicit: n.cfg.NodeNameSet}
 	s.Host.PublicIPs = n.underlay.PublicIPs
+	s.Host.Guard = published(n.guard, n.underlay.PublicIPs)
 	s.Previous = n.said.Previous
 	if n.lease != nil {
 		s.Previous = n.lease.Subnets

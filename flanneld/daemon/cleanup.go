@@ -36,10 +36,8 @@ func Cleanup(ctx context.Context, cfg *config.Config, log *slog.Logger) error {
 	if err := clean(ctx, cfg, log); err != nil {
 		return err
 	}
-	for _, path := range []string{config.StateDir + "/identity", lock.Name()} {
-		if err := os.Remove(path); err != nil && !errors.Is(err, fs.ErrNotExist) {
-			return err
-		}
+	if err := os.Remove(config.StateDir + "/identity"); err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return err
 	}
 	_ = os.Remove(config.StateDir) // what others keep there stays
 	return nil

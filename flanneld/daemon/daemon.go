@@ -10,6 +10,7 @@ import (
 	"fmt"
 	"log/slog"
 	"net/netip"
+	"slices"
 	"time"
 
 	"golang.org/x/sync/errgroup"
@@ -50,7 +51,7 @@ func Run(ctx context.Context, cfg *config.Config, version string, log *slog.Logg
 	for {
 		err := runOnce(ctx, cfg, version, started, log)
 		if !errors.Is(err, subnet.ErrClone) {
-			if IsTaken(err) {
+			if errors.Is(err, subnet.ErrTaken) {
 				err = errors.Join(err, withdraw(context.WithoutCancel(ctx), cfg))
 			}
 			return err
@@ -94,7 +95,7 @@ func runOnce(ctx context.Context, cfg *config.Config, version string, started ti
 	n.embed, n.guard, n.endpoints = embed, embed.guard(), embed.client(cfg, log).Endpoints
 	n.self = subnet.Host{
 		Name: cfg.NodeName, Identity: id, Instance: rand.Text(),
-		Version: version, Drivers: driverNames(), Guard: withoutLoopback(n.guard),
+		Version: version, Drivers: driverNames(),
 	}
 	g, ctx := errgroup.WithContext(ctx)
 	g.Go(func() error { return embed.run(ctx) })
@@ -109,7 +110,7 @@ func runOnce(ctx context.Context, cfg *config.Config, version string, started ti
 		return server.Run(ctx, n, server.Options{Socket: api.Socket, Healthz: cfg.Healthz})
 	})
 	if len(cfg.Embed.Networks) > 0 {
-		g.Go(func() error { return seed(ctx, st, cfg) })
+		g.Go(func() error { return seed(ctx, st, cfg, log) })
 	}
 	return g.Wait()
 }
@@ -124,11 +125,14 @@ func watch(ctx context.Context, st store.Store, cfg *config.Config, to latest[se
 }
 
 // seed writes the configuration that --network asks for, if there is none.
-func seed(ctx context.Context, st store.Store, cfg *config.Config) error {
+func seed(ctx context.Context, st store.Store, cfg *config.Config, log *slog.Logger) error {
 	key := subnet.ConfigKey(cfg.Etcd.Prefix)
-	text, err := seedConfig(cfg.Embed.Networks)
+	want, text, err := seedConfig(cfg.Embed.Networks)
+	if err == nil {
+		err = usable(cfg, want)
+	}
 	if err != nil {
-		return err
+		return &config.UsageError{Msg: fmt.Sprintf("--network: %v", err)}
 	}
 	b := store.Backoff{Min: 10 * time.Millisecond, Max: 5 * time.Second}
 	for {
@@ -136,8 +140,11 @@ func seed(ctx context.Context, st store.Store, cfg *config.Config) error {
 			If:  []store.Cond{{Key: key}},
 			Put: []store.Put{{Key: key, Value: text}},
 		})
-		if err == nil || errors.Is(err, store.ErrConflict) {
+		switch {
+		case err == nil:
 			return nil
+		case errors.Is(err, store.ErrConflict):
+			return compareSeed(ctx, st, key, want, log)
 		}
 		if b.Wait(ctx) != nil {
 			return nil //nolint:nilerr // the daemon ends, and the watch tells of trouble with the store
@@ -145,8 +152,20 @@ func seed(ctx context.Context, st store.Store, cfg *config.Config) error {
 	}
 }
 
+// compareSeed tells an admin who expects --network to change what is there.
+func compareSeed(ctx context.Context, st store.Store, key string, want subnet.Config, log *slog.Logger) error {
+	kv, err := st.Get(ctx, key)
+	if err != nil {
+		return nil //nolint:nilerr // it was for the log only
+	}
+	if have, err := subnet.ParseConfig(kv.Value); err != nil || !slices.Equal(networks(have), networks(want)) {
+		log.Warn("--network is not used: etcd has a configuration already, change it there", "key", key, "value", string(kv.Value))
+	}
+	return nil
+}
+
 // seedConfig is the configuration for a VXLAN over these networks.
-func seedConfig(networks []netip.Prefix) ([]byte, error) {
+func seedConfig(networks []netip.Prefix) (subnet.Config, []byte, error) {
 	value := map[string]any{"Backend": map[string]string{"Type": "vxlan"}, "EnableIPv4": false}
 	for _, p := range networks {
 		if p.Addr().Is4() {
@@ -157,21 +176,8 @@ func seedConfig(networks []netip.Prefix) ([]byte, error) {
 	}
 	text, err := json.Marshal(value)
 	if err != nil {
-		return nil, fmt.Errorf("encode the configuration: %w", err)
+		return subnet.Config{}, nil, fmt.Errorf("encode the configuration: %w", err)
 	}
-	if _, err := subnet.ParseConfig(text); err != nil {
-		return nil, &config.UsageError{Msg: fmt.Sprintf("--network: %v", err)}
-	}
-	return text, nil
-}
-
-// withoutLoopback leaves what other hosts can reach.
-func withoutLoopback(aps []netip.AddrPort) []netip.AddrPort {
-	var out []netip.AddrPort
-	for _, ap := range aps {
-		if !ap.Addr().IsLoopback() {
-			out = append(out, ap)
-		}
-	}
-	return out
+	c, err := subnet.ParseConfig(text)
+	return c, text, err
 }

@@ -101,18 +101,47 @@ func TestSeedIsAValidConfiguration(t *testing.T) {
 			for _, n := range nets {
 				ps = append(ps, netip.MustParsePrefix(n))
 			}
-			text, err := seedConfig(ps)
-			if err != nil {
-				t.Fatal(err)
-			}
-			c, err := subnet.ParseConfig(text)
+			c, text, err := seedConfig(ps)
 			if err != nil || len(c.Ranges) != len(nets) || c.Backend.Type != "vxlan" {
 				t.Errorf("%s gives %+v, %v", text, c, err)
 			}
 		})
 	}
-	if _, err := seedConfig([]netip.Prefix{netip.MustParsePrefix("10.1.0.0/31")}); !IsConfig(err) || !strings.Contains(err.Error(), "--network") {
+	if _, _, err := seedConfig([]netip.Prefix{netip.MustParsePrefix("10.1.0.0/31")}); !IsConfig(err) {
 		t.Errorf("a network too small: %v", err)
+	}
+}
+
+func TestGuardedAddressesOfOtherHosts(t *testing.T) {
+	aps := func(s ...string) (out []netip.AddrPort) {
+		for _, a := range s {
+			out = append(out, netip.MustParseAddrPort(a))
+		}
+		return out
+	}
+	public := []netip.Addr{netip.MustParseAddr("192.168.7.1"), netip.MustParseAddr("fd00:7::1")}
+	for name, tc := range map[string]struct{ listen, told []netip.AddrPort }{
+		"loopback is of no interest":  {aps("127.0.0.1:2379"), nil},
+		"one address":                 {aps("10.9.9.9:2379"), aps("10.9.9.9:2379")},
+		"everywhere is where it is":   {aps("[::]:2379"), aps("192.168.7.1:2379", "[fd00:7::1]:2379")},
+		"everywhere, written as IPv4": {aps("0.0.0.0:4001"), aps("192.168.7.1:4001", "[fd00:7::1]:4001")},
+	} {
+		t.Run(name, func(t *testing.T) {
+			if got := published(tc.listen, public); !slices.Equal(got, tc.told) {
+				t.Errorf("told %v", got)
+			}
+		})
+	}
+	n := healthy()
+	n.guard = aps("127.0.0.1:2379")
+	n.view.Hosts = map[string]subnet.Host{
+		"good": {PublicIPs: public, Guard: aps("192.168.7.1:2379")},
+		"evil": {PublicIPs: public, Guard: aps("0.0.0.0:7777", "127.0.0.1:53", "10.1.0.1:80")},
+		"many": {Guard: aps("10.8.0.1:1", "10.8.0.1:2", "10.8.0.1:3", "10.8.0.1:4", "10.8.0.1:5")},
+	}
+	want := aps("10.8.0.1:1", "10.8.0.1:2", "10.8.0.1:3", "10.8.0.1:4", "127.0.0.1:2379", "192.168.7.1:2379")
+	if got := n.guards(); !slices.Equal(got, want) {
+		t.Errorf("guards %v", got)
 	}
 }
 

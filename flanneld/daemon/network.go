@@ -3,7 +3,9 @@ package daemon
 import (
 	"context"
 	"errors"
+	"fmt"
 	"log/slog"
+	"maps"
 	"net/netip"
 	"slices"
 	"time"
@@ -197,11 +199,17 @@ func (n *network) step(ctx context.Context) error {
 			n.sayWait() // an admin who forgot it should not wait for the hint
 			return nil
 		}
+		if n.embed != nil {
+			// Only through the etcd in this process can it be corrected.
+			n.wait(fmt.Sprintf("a configuration that can be used; %s: %v", subnet.ConfigKey(n.cfg.Etcd.Prefix), n.view.ConfigErr))
+			n.sayWait()
+			return nil
+		}
 		return n.view.ConfigErr
 	}
 	n.upErr = n.bringUp(ctx)
 	if n.upErr != nil && n.lease == nil {
-		if IsConfig(n.upErr) {
+		if IsConfig(n.upErr) && n.embed == nil {
 			return n.upErr
 		}
 		n.trouble(n.upErr)
@@ -238,12 +246,15 @@ func (n *network) carry(ctx context.Context) {
 	peers := n.peers.Current()
 	// The filter lets a peer's packets in before the peer is told to send.
 	errs = append(errs, n.filter(ctx, peers))
-	err := n.device.Sync(ctx, *n.lease, peers)
+	before := n.unserved
 	n.unserved = map[string]string{}
-	if err = splitPeerErrors(err, n.unserved); err != nil {
+	if err := splitPeerErrors(n.device.Sync(ctx, *n.lease, peers), n.unserved); err != nil {
 		errs = append(errs, err)
 	} else {
 		n.synced = now
+	}
+	if !maps.Equal(before, n.unserved) {
+		errs = append(errs, n.filter(ctx, peers)) // nor are they listened to
 	}
 	errs = append(errs, n.writeEnv())
 	n.syncErr = errors.Join(errs...)
@@ -278,21 +289,47 @@ func (n *network) filter(ctx context.Context, peers []subnet.Lease) error {
 	}
 	n.addrs = n.addrs[:0]
 	for i := range peers {
-		n.addrs = append(n.addrs, peers[i].PublicIPs...)
+		if len(n.unserved) == 0 || n.unserved[peers[i].Key] == "" {
+			n.addrs = append(n.addrs, peers[i].PublicIPs...)
+		}
 	}
 	r.Tunnel.Peers = n.addrs
 	return n.kernel.sync(ctx, r)
 }
 
-// guards are the addresses of embedded etcd servers that live hosts tell of.
+// guards are the addresses of embedded etcd servers that no container may
+// reach: this host's, and those that live hosts tell of. What another host
+// says must not close ports of containers, or of every host.
 func (n *network) guards() []netip.AddrPort {
-	var out []netip.AddrPort
+	const most = 4 // of a host: two families, and one change of port
+	out := slices.Clone(n.guard)
 	for _, h := range n.view.Hosts {
-		out = append(out, h.Guard...)
+		for _, g := range h.Guard[:min(most, len(h.Guard))] {
+			a := g.Addr()
+			if !a.IsUnspecified() && !a.IsLoopback() && !slices.ContainsFunc(networks(n.opened), func(p netip.Prefix) bool { return p.Contains(a) }) {
+				out = append(out, g)
+			}
+		}
 	}
-	out = append(out, n.guard...)
 	slices.SortFunc(out, netip.AddrPort.Compare)
 	return slices.Compact(out)
+}
+
+// published is what other hosts are told to guard: what they can reach.
+func published(guard []netip.AddrPort, public []netip.Addr) []netip.AddrPort {
+	var out []netip.AddrPort
+	for _, g := range guard {
+		switch a := g.Addr(); {
+		case a.IsLoopback():
+		case a.IsUnspecified():
+			for _, p := range public {
+				out = append(out, netip.AddrPortFrom(p, g.Port()))
+			}
+		default:
+			out = append(out, g)
+		}
+	}
+	return out
 }
 
 // knownPeer is since when a lease is carried.

@@ -41,7 +41,7 @@ func Run(ctx context.Context, d Daemon, o Options) error {
 		return err
 	}
 	g, ctx := errgroup.WithContext(ctx)
-	g.Go(func() error { return serve(ctx, local, apiHandler(d)) })
+	g.Go(func() error { return serveLocal(ctx, local, o.Socket, apiHandler(d)) })
 	if o.Healthz.Port() != 0 {
 		health, err := net.Listen("tcp", o.Healthz.String())
 		if err != nil {
@@ -70,6 +70,38 @@ func listenUnix(path string) (net.Listener, error) {
 	}
 	return l, nil
 }
+
+// serveLocal listens again when somebody deleted the socket.
+func serveLocal(ctx context.Context, l net.Listener, path string, h http.Handler) error {
+	tick := time.NewTicker(socketCheck)
+	defer tick.Stop()
+	for {
+		serving, stop := context.WithCancel(ctx)
+		ended := make(chan error, 1)
+		go func() { ended <- serve(serving, l, h) }()
+		for there := true; there; {
+			select {
+			case err := <-ended:
+				stop()
+				return err
+			case <-tick.C:
+				_, err := os.Stat(path)
+				there = !errors.Is(err, os.ErrNotExist)
+			}
+		}
+		stop()
+		if err := <-ended; err != nil {
+			return err
+		}
+		var err error
+		if l, err = listenUnix(path); err != nil {
+			return err
+		}
+	}
+}
+
+// socketCheck is how often the socket is looked for.
+const socketCheck = 5 * time.Second
 
 func serve(ctx context.Context, l net.Listener, h http.Handler) error {
 	s := &http.Server{

@@ -108,6 +108,23 @@ func TestSocketOfADeadDaemonIsReplaced(t *testing.T) {
 	}
 }
 
+func TestDeletedSocketComesBack(t *testing.T) {
+	socket := filepath.Join(t.TempDir(), "s")
+	start(t, fake{status: api.Status{Node: "host1"}}, Options{Socket: socket})
+	if err := os.Remove(socket); err != nil {
+		t.Fatal(err)
+	}
+	for end := time.Now().Add(2 * socketCheck); ; time.Sleep(50 * time.Millisecond) {
+		s, err := api.NewClient(socket).Status(t.Context())
+		if err == nil && s.Node == "host1" {
+			return
+		}
+		if time.Now().After(end) {
+			t.Fatalf("not back after %v: %v", 2*socketCheck, err)
+		}
+	}
+}
+
 func TestNoDaemonIsSaidPlainly(t *testing.T) {
 	_, err := api.NewClient(filepath.Join(t.TempDir(), "none")).Status(t.Context())
 	if !errors.Is(err, api.ErrNotRunning) {

@@ -207,3 +207,46 @@ func BenchmarkAddRemove(b *testing.B) {
 		}
 	}
 }
+
+func TestRepairPutsBackOnlyWhatLacks(t *testing.T) {
+	n := netnstest.New(t)
+	c := open(t, n)
+	a, b := attachment("fl0", 3), attachment("fl1", 4)
+	present := func() *Present {
+		t.Helper()
+		p, err := c.Present()
+		if err != nil {
+			t.Fatal(err)
+		}
+		return p
+	}
+	p := present()
+	for _, x := range []Attachment{a, b} {
+		if !p.Lacks(x) {
+			t.Errorf("%s is there before it was added", x.Link)
+		}
+		if err := c.Repair(x, p); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if p = present(); p.Lacks(a) || p.Lacks(b) {
+		t.Error("still lacking")
+	}
+	if other := (Attachment{Network: "other", Link: "fl9"}); p.Lacks(other) {
+		t.Error("what needs nothing lacks something")
+	}
+	netnstest.Run(t, n, "nft", "delete", "element", "inet", Name, "masq6", "{ fd00::4 }")
+	if p = present(); p.Lacks(a) || !p.Lacks(b) {
+		t.Error("one element of the other is gone")
+	}
+	handles := netnstest.Run(t, n, "nft", "-a", "list", "chain", "inet", Name, masqueradeChain)
+	if err := c.Repair(b, p); err != nil {
+		t.Fatal(err)
+	}
+	if now := netnstest.Run(t, n, "nft", "-a", "list", "chain", "inet", Name, masqueradeChain); now != handles {
+		t.Errorf("rules were written anew:\n%s\nbefore:\n%s", now, handles)
+	}
+	if what := missing(t, c, b); what != "" {
+		t.Errorf("missing %s", what)
+	}
+}
