@@ -86,6 +86,27 @@ type claimant struct {
 	waits  *waits
 	held   Lease       // zero before the first
 	epoch  store.Epoch // that held was written in
+	// past is every subnet held so far, newest first, and what was held before
+	// this process: containers may still run on them, so that a configuration
+	// that is changed back gives them back where they are free.
+	past []netip.Prefix
+}
+
+// remember makes l what is held. s is what was said when it was written.
+func (c *claimant) remember(l Lease, epoch store.Epoch, s Self) {
+	if c.held.Key == "" {
+		c.past = s.Previous
+	}
+	if c.held.Key != l.Key {
+		all, _ := ParseKey(c.prefix, l.Key)
+		for _, p := range c.past {
+			if !slices.Contains(all, p) {
+				all = append(all, p)
+			}
+		}
+		c.past = all
+	}
+	c.held, c.epoch = l, epoch
 }
 
 // relation is what a lease is to this host.
@@ -180,7 +201,7 @@ func (c *claimant) decideHeld(v View, s Self, now time.Time) decision {
 		if there && relate(l, s) == mine {
 			own = append(own, l)
 		}
-		return c.create(v, s, all, own)
+		return c.create(v, s, slices.Concat(all, c.past), own)
 	}
 	if other, ok := v.holderOver(held, s); ok && (!there || other.Created < l.Created) {
 		return c.taken(other)

@@ -39,6 +39,8 @@ func TestClaimRules(t *testing.T) {
 	}
 	mineHeld := Lease{Key: SubnetsPrefix(testPrefix) + "10.5.9.0-24", Subnets: prefixes("10.5.9.0/24"), PublicIPs: addrs("192.168.7.1"),
 		Type: "vxlan", Identity: "me", Node: "node-me", Revision: 9}
+	elsewhere := mineHeld
+	elsewhere.Key, elsewhere.Subnets = SubnetsPrefix(testPrefix)+"10.6.9.0-24", prefixes("10.6.9.0/24")
 	tests := map[string]struct {
 		rows  []row
 		hosts []Host
@@ -48,6 +50,7 @@ func TestClaimRules(t *testing.T) {
 		// patient: it already waited
 		patient  bool
 		previous string
+		past     string // held before, newest first
 
 		verdict verdict
 		key     string // "": any
@@ -79,20 +82,24 @@ func TestClaimRules(t *testing.T) {
 		"f: free":                       {verdict: write},
 		"f: none":                       {rows: []row{record("10.5.0.0-17", 3, "192.168.7.7", "x"), record("10.5.128.0-17", 3, "192.168.7.8", "y")}, verdict: fail, err: ErrNoSubnet},
 
-		"held: as written":             {held: mineHeld, rows: []row{record("10.5.9.0-24", 9, "192.168.7.1", "me")}, verdict: keep, key: "10.5.9.0-24"},
-		"held: view is older":          {held: mineHeld, rows: []row{record("10.5.8.0-24", 3, "192.168.7.7", "x")}, verdict: wait},
-		"held: lost":                   {held: mineHeld, rows: []row{record("10.5.8.0-24", 20, "192.168.7.7", "x")}, verdict: write, key: "10.5.9.0-24"},
-		"held: lost and taken":         {held: mineHeld, rows: []row{record("10.5.9.0-24", 20, "192.168.7.7", "x")}, verdict: fail, err: ErrTaken},
-		"held: lost and overlapped":    {held: mineHeld, rows: []row{record("10.5.9.128-25", 20, "192.168.7.7", "x")}, verdict: fail, err: ErrTaken},
-		"held: overlapped later":       {held: mineHeld, rows: []row{record("10.5.9.0-24", 9, "192.168.7.1", "me"), record("10.5.8.0-23", 20, "192.168.7.7", "x")}, verdict: keep, key: "10.5.9.0-24"},
-		"held: garbage in it":          {held: mineHeld, rows: []row{{"10.5.9.0-24", 20, "hello"}}, verdict: write, key: "10.5.9.0-24"},
-		"held: garbage over it":        {held: mineHeld, rows: []row{{"10.5.9.0-25", 20, "hello"}}, verdict: write, key: "10.5.9.0-24"},
-		"held: new epoch, empty":       {held: mineHeld, epoch: 7, verdict: write, key: "10.5.9.0-24"},
-		"held: new epoch, my old self": {held: mineHeld, epoch: 7, rows: []row{record("10.5.9.0-24", 3, "192.168.7.1", "before-reboot")}, verdict: write, key: "10.5.9.0-24"},
-		"held: new epoch, old address": {held: mineHeld, epoch: 7, rows: []row{record("10.5.9.0-24", 3, "192.168.7.7", "me")}, verdict: write, key: "10.5.9.0-24"},
-		"held: new epoch, clone there": {held: mineHeld, epoch: 7, rows: []row{record("10.5.9.0-24", 3, "192.168.7.7", "me")}, hosts: []Host{live("me", "192.168.7.7")}, patient: true, verdict: fail, err: ErrTaken},
-		"held: new epoch, taken":       {held: mineHeld, epoch: 7, rows: []row{record("10.5.9.0-24", 3, "192.168.7.7", "x")}, verdict: fail, err: ErrTaken},
-		"held: new epoch, mine twice":  {held: mineHeld, epoch: 7, rows: []row{record("10.5.8.0-24", 3, "192.168.7.1", "me")}, verdict: write, key: "10.5.9.0-24", drop: "10.5.8.0-24"},
+		"held: as written":              {held: mineHeld, rows: []row{record("10.5.9.0-24", 9, "192.168.7.1", "me")}, verdict: keep, key: "10.5.9.0-24"},
+		"held: view is older":           {held: mineHeld, rows: []row{record("10.5.8.0-24", 3, "192.168.7.7", "x")}, verdict: wait},
+		"held: lost":                    {held: mineHeld, rows: []row{record("10.5.8.0-24", 20, "192.168.7.7", "x")}, verdict: write, key: "10.5.9.0-24"},
+		"held: lost and taken":          {held: mineHeld, rows: []row{record("10.5.9.0-24", 20, "192.168.7.7", "x")}, verdict: fail, err: ErrTaken},
+		"held: lost and overlapped":     {held: mineHeld, rows: []row{record("10.5.9.128-25", 20, "192.168.7.7", "x")}, verdict: fail, err: ErrTaken},
+		"held: overlapped later":        {held: mineHeld, rows: []row{record("10.5.9.0-24", 9, "192.168.7.1", "me"), record("10.5.8.0-23", 20, "192.168.7.7", "x")}, verdict: keep, key: "10.5.9.0-24"},
+		"held: garbage in it":           {held: mineHeld, rows: []row{{"10.5.9.0-24", 20, "hello"}}, verdict: write, key: "10.5.9.0-24"},
+		"held: garbage over it":         {held: mineHeld, rows: []row{{"10.5.9.0-25", 20, "hello"}}, verdict: write, key: "10.5.9.0-24"},
+		"held: new epoch, empty":        {held: mineHeld, epoch: 7, verdict: write, key: "10.5.9.0-24"},
+		"held: new epoch, my old self":  {held: mineHeld, epoch: 7, rows: []row{record("10.5.9.0-24", 3, "192.168.7.1", "before-reboot")}, verdict: write, key: "10.5.9.0-24"},
+		"held: new epoch, old address":  {held: mineHeld, epoch: 7, rows: []row{record("10.5.9.0-24", 3, "192.168.7.7", "me")}, verdict: write, key: "10.5.9.0-24"},
+		"held: new epoch, clone there":  {held: mineHeld, epoch: 7, rows: []row{record("10.5.9.0-24", 3, "192.168.7.7", "me")}, hosts: []Host{live("me", "192.168.7.7")}, patient: true, verdict: fail, err: ErrTaken},
+		"held: new epoch, taken":        {held: mineHeld, epoch: 7, rows: []row{record("10.5.9.0-24", 3, "192.168.7.7", "x")}, verdict: fail, err: ErrTaken},
+		"held: changed back":            {held: elsewhere, past: "10.5.77.0/24 10.5.78.0/24", rows: []row{record("10.6.9.0-24", 9, "192.168.7.1", "me")}, verdict: write, key: "10.5.77.0-24", drop: "10.6.9.0-24"},
+		"held: changed back, taken":     {held: elsewhere, past: "10.5.77.0/24 10.5.78.0/24", rows: []row{record("10.5.77.0-24", 7, "192.168.7.7", "x"), record("10.6.9.0-24", 9, "192.168.7.1", "me")}, verdict: write, key: "10.5.78.0-24", drop: "10.6.9.0-24"},
+		"held: changed back, overlaps":  {held: elsewhere, past: "10.5.77.0/24", rows: []row{record("10.5.76.0-22", 7, "192.168.7.7", "x"), record("10.6.9.0-24", 9, "192.168.7.1", "me")}, verdict: write, drop: "10.6.9.0-24"},
+		"held: fits, past is no matter": {held: mineHeld, past: "10.5.77.0/24", rows: []row{record("10.5.9.0-24", 9, "192.168.7.1", "me")}, verdict: keep, key: "10.5.9.0-24"},
+		"held: new epoch, mine twice":   {held: mineHeld, epoch: 7, rows: []row{record("10.5.8.0-24", 3, "192.168.7.1", "me")}, verdict: write, key: "10.5.9.0-24", drop: "10.5.8.0-24"},
 	}
 	for name, tt := range tests {
 		t.Run(name, func(t *testing.T) {
@@ -105,7 +112,7 @@ func TestClaimRules(t *testing.T) {
 			if tt.fresh != 0 {
 				v.Fresh = now.Add(-tt.fresh)
 			}
-			c := claimant{prefix: testPrefix, node: "node-me", waits: &waits{}, held: tt.held, epoch: max(1, tt.epoch)}
+			c := claimant{prefix: testPrefix, node: "node-me", waits: &waits{}, held: tt.held, epoch: max(1, tt.epoch), past: prefixes(tt.past)}
 			s := Self{Host: Host{Name: "node-me", Identity: "me", Instance: "now", PublicIPs: addrs("192.168.7.1")}, Type: "vxlan", Previous: prefixes(tt.previous)}
 			d := c.decide(v, s, now)
 			if tt.patient {

@@ -239,7 +239,8 @@ func (r *keeping) commitLease(ctx context.Context, d decision) error {
 // hold remembers what the store has and tells it if it is news.
 func (r *keeping) hold(l Lease) {
 	old := r.claimant.held
-	r.claimant.held, r.claimant.epoch, r.leaseNote = l, r.view.Epoch, nil
+	r.claimant.remember(l, r.view.Epoch, r.self)
+	r.leaseNote = nil
 	if old.Key != l.Key || !slices.Equal(old.Subnets, l.Subnets) || !old.says(l) {
 		r.held(l)
 	}

@@ -331,6 +331,73 @@ func TestFamilyThatComesBackFindsItsSubnet(t *testing.T) {
 	})
 }
 
+// Containers run on what was held before a configuration was changed by
+// mistake.
+func TestConfigurationChangedBackGivesEveryHostItsSubnetAgain(t *testing.T) {
+	const other, third = `{"Network":"10.9.0.0/16"}`, `{"Network":"10.11.0.0/16"}`
+	for name, confs := range map[string][]string{
+		"at once":         {other, conf16},
+		"through a third": {other, third, conf16},
+		"again and again": {other, conf16, other, conf16},
+		"other families":  {strings.Replace(confDual, "10.5.", "10.9.", 1), confDual},
+	} {
+		t.Run(name, func(t *testing.T) {
+			scenario(t, func(t *testing.T) {
+				st := cluster(t, conf16)
+				all := make([]*testHost, 8)
+				before := map[string]string{}
+				seen := map[string][]netip.Prefix{} // by host and network
+				for i := range all {
+					all[i] = newHost(t, st, fmt.Sprint("h", i), fmt.Sprintf("192.168.7.%d fd00:7::%d", i+1, i+1))
+					all[i].start()
+				}
+				settle(time.Minute)
+				for _, h := range all {
+					before[h.self.Host.Name] = h.lease().Subnets[0].String()
+				}
+				for _, conf := range confs {
+					put(t, st, ConfigKey(testPrefix), conf)
+					settle(3 * time.Second)
+					for _, h := range all {
+						at := h.self.Host.Name + conf
+						if was, ok := seen[at]; ok && !slices.Equal(was, h.lease().Subnets) {
+							t.Errorf("%s under %s: held %v, before %v", h.self.Host.Name, conf, h.lease().Subnets, was)
+						}
+						seen[at] = h.lease().Subnets
+					}
+				}
+				for _, h := range all {
+					if got := h.lease().Subnets[0].String(); got != before[h.self.Host.Name] {
+						t.Errorf("%s holds %s, before %s", h.self.Host.Name, got, before[h.self.Host.Name])
+					}
+				}
+				disjoint(t, st)
+				if got := leases(t, st); len(got) != len(all) {
+					t.Errorf("stored %v", got)
+				}
+			})
+		})
+	}
+}
+
+// A daemon that is restarted between the changes knows subnet.env.
+func TestConfigurationChangedBackAfterARestart(t *testing.T) {
+	scenario(t, func(t *testing.T) {
+		st := cluster(t, `{"Network":"10.9.0.0/16"}`)
+		h := newHost(t, st, "a", "192.168.7.1")
+		h.self.Previous = prefixes("10.5.77.0/24")
+		h.start()
+		settle(time.Minute)
+		h.say(func(s *Self) { s.Previous = h.lease().Subnets }) // as the daemon does
+		settle(time.Second)
+		put(t, st, ConfigKey(testPrefix), conf16)
+		settle(time.Second)
+		if got := h.subnets(); got != "[10.5.77.0/24]" {
+			t.Errorf("held %s", got)
+		}
+	})
+}
+
 func TestHostWithoutAddressOfAFamilyWaits(t *testing.T) {
 	scenario(t, func(t *testing.T) {
 		st := cluster(t, confDual)

@@ -85,7 +85,8 @@ type Self struct {
 	Host Host
 	Type string
 	Data BackendData
-	// Previous is the subnets last written to subnet.env; may be empty.
+	// Previous is the subnets last written to subnet.env; may be empty. Only
+	// what it is before the first lease counts: the Keeper knows the rest.
 	Previous []netip.Prefix
 	// NodeNameExplicit: Host.Name was asked for by its user, so that taking
 	// another one because it is in use is not an answer.

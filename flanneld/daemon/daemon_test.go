@@ -183,6 +183,7 @@ func TestVerdictSaysWhy(t *testing.T) {
 		"lease trouble":  {func(n *network) { n.keepErr = errors.New("renew: timeout") }, api.Degraded, "lease: renew: timeout"},
 		"bad new config": {func(n *network) { n.view.ConfigErr = errors.New("field X") }, api.Degraded, "the former one stays: field X"},
 		"host not ready": {func(n *network) { n.hostErr = errors.New("read-only file system") }, api.Degraded, "read-only file system"},
+		"attachments":    {func(n *network) { n.kernel.containers = &attachments{err: errors.New("bridge cni0")} }, api.Degraded, "bridge cni0"},
 		"CNI not there":  {func(n *network) { n.cniErr = errors.New("no plugins") }, api.Degraded, "--cni-install: no plugins"},
 		"worst decides": {func(n *network) {
 			n.syncErr, n.storeErr = errors.New("a"), errors.New("b")

@@ -136,6 +136,9 @@ func (n *network) judge(s *api.Status, now time.Time) {
 	if n.hostErr != nil {
 		degraded("set up this host: %v", n.hostErr)
 	}
+	if err := n.kernel.containers.trouble(); err != nil {
+		degraded("containers are not served as they should be: %v", err)
+	}
 	if n.cniErr != nil {
 		degraded("--cni-install: %v", n.cniErr)
 	}

@@ -40,25 +40,27 @@ func prerouting(r rules.Rules) chain {
 	return c
 }
 
-// input sees what is delivered to this host itself, before the filter table
-// can accept it.
+// input sees what is delivered to this host itself, and what is forwarded,
+// before the filter table can accept it.
 func input(r rules.Rules, v4, sets bool, local func(netip.Addr) bool) []chain {
 	in := chain{table: "mangle", name: prefix + "IN", parent: "INPUT"}
 	fwd := chain{table: "mangle", name: prefix + "THROUGH", parent: "FORWARD"}
 	tunnel := chain{table: "mangle", name: prefix + "TUNNEL"}
+	toPeers := toPeers(r.Tunnel, v4, sets)
 	t := r.Tunnel
 	if t.Protocol != 0 {
 		in.add(tunnelMatch(t), tunnel.name)
+		fwd.add(tunnelMatch(t), toPeers.name)
 		if t.Underlay != "" {
 			tunnel.add("! -i "+t.Underlay, "DROP")
 		}
-		for _, match := range peerMatches(t.Peers, v4, sets) {
+		for _, match := range peerMatches(t.Peers, v4, sets, true) {
 			tunnel.add(match, "RETURN")
 		}
 		tunnel.add("", "DROP")
 	}
 	if len(r.Guard) == 0 {
-		return []chain{in, tunnel}
+		return []chain{in, tunnel, fwd, toPeers}
 	}
 	var ports []string
 	for _, g := range r.Guard {
@@ -69,17 +71,41 @@ func input(r rules.Rules, v4, sets bool, local func(netip.Addr) bool) []chain {
 		in.add(p, prefix+"GUARD")
 		fwd.add(p, prefix+"GUARD")
 	}
-	return append([]chain{in, tunnel, fwd}, guard(r, v4, local)...)
+	return append([]chain{in, tunnel, fwd, toPeers}, guard(r, v4, local)...)
 }
 
-// guard drops what containers send to guarded services. A container has an
-// address of the pod network or, on its own link, a link-local one.
+// toPeers drops tunnel packets to peers that containers made: masqueraded,
+// they would come from this host, which is a peer there.
+func toPeers(t rules.Tunnel, v4, sets bool) chain {
+	c := chain{table: "mangle", name: prefix + "TOPEERS"}
+	if t.Protocol == 0 {
+		return c
+	}
+	if t.Underlay != "" {
+		c.add("-i "+t.Underlay, "RETURN")
+	}
+	for _, match := range peerMatches(t.Peers, v4, sets, false) {
+		c.add(match, "DROP")
+	}
+	c.add("", "RETURN") // never empty: the chain is jumped to
+	return c
+}
+
+// guard drops what containers send to guarded services. A container is on one
+// of Bridges or has an address of the pod network or, on its own link, a
+// link-local one.
 func guard(r rules.Rules, v4 bool, local func(netip.Addr) bool) []chain {
 	g, d := chain{table: "mangle", name: prefix + "GUARD"}, chain{table: "mangle", name: prefix + "GUARDED"}
 	if r.Tunnel.Underlay != "" {
 		g.add("-i "+r.Tunnel.Underlay, "RETURN")
 	}
 	g.add("-i lo", "RETURN")
+	for _, b := range r.Bridges {
+		if begin, ok := strings.CutSuffix(b, "*"); ok {
+			b = begin + "+"
+		}
+		g.add("-i "+b, d.name)
+	}
 	for _, n := range append(slices.Clone(r.Networks), netip.MustParsePrefix("fe80::/10")) {
 		if n.Addr().Is4() == v4 {
 			g.add("-s "+n.String(), d.name)
@@ -108,18 +134,23 @@ func tunnelMatch(t rules.Tunnel) string {
 	return fmt.Sprintf("-p udp -m udp --dport %d", t.Port)
 }
 
-// peerMatches match the peers: through a set, or one by one.
-func peerMatches(peers []netip.Addr, v4, sets bool) []string {
+// peerMatches match the peers, as source or destination: through a set, or
+// one by one.
+func peerMatches(peers []netip.Addr, v4, sets, source bool) []string {
+	inSet, single := "dst", "-d "
+	if source {
+		inSet, single = "src", "-s "
+	}
 	if sets {
 		name := peers6
 		if v4 {
 			name = peers4
 		}
-		return []string{"-m set --match-set " + name + " src"}
+		return []string{"-m set --match-set " + name + " " + inSet}
 	}
 	var out []string
 	for _, a := range peersByFamily(peers)[v4] {
-		out = append(out, "-s "+a.String())
+		out = append(out, single+a.String())
 	}
 	return out
 }

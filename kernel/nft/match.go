@@ -3,6 +3,7 @@ package nft
 import (
 	"encoding/binary"
 	"net/netip"
+	"strings"
 
 	"github.com/google/nftables"
 	"github.com/google/nftables/expr"
@@ -40,6 +41,15 @@ func linkName(name string) []byte {
 }
 
 func in(link string) match    { return meta(expr.MetaKeyIIFNAME, expr.CmpOpEq, linkName(link)) }
+
+// inAny is in, or matches every name that begins so if it ends in *.
+func inAny(link string) match {
+	if begin, ok := strings.CutSuffix(link, "*"); ok {
+		return meta(expr.MetaKeyIIFNAME, expr.CmpOpEq, []byte(begin))
+	}
+	return in(link)
+}
+
 func notIn(link string) match { return meta(expr.MetaKeyIIFNAME, expr.CmpOpNeq, linkName(link)) }
 func out(link string) match   { return meta(expr.MetaKeyOIFNAME, expr.CmpOpEq, linkName(link)) }
 
@@ -106,8 +116,12 @@ func addrWithin(p netip.Prefix, source bool) match {
 	return append(m, &expr.Cmp{Op: expr.CmpOpEq, Register: reg, Data: want})
 }
 
-func sourceIn(v4 bool, set string) match {
-	return match{loadAddr(v4, true, addrLen(v4)), &expr.Lookup{SourceRegister: reg, SetName: set}}
+// sourceIn and targetIn match an address of the packet against a set.
+func sourceIn(v4 bool, set string) match { return addrIn(v4, true, set) }
+func targetIn(v4 bool, set string) match { return addrIn(v4, false, set) }
+
+func addrIn(v4, source bool, set string) match {
+	return match{loadAddr(v4, source, addrLen(v4)), &expr.Lookup{SourceRegister: reg, SetName: set}}
 }
 
 // destinationIn matches destination address and port against a set.

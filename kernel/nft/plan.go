@@ -56,6 +56,7 @@ const (
 	guardPorts       = "guardports" // every guarded port: decides quickly that a packet is none of ours
 	guardHere        = "guardhere"  // ports guarded on every address of this host
 	tunnelChain      = "tunnel"
+	toPeersChain     = "topeers"
 	guardChain       = "guard"
 	guardedChain     = "guarded"
 	linkLocal        = "fe80::/10"
@@ -68,7 +69,7 @@ const (
 // this host's.
 func planOf(r rules.Rules, local func(netip.Addr) bool) (table, error) {
 	var t table
-	t.chains = append(t.chains, prerouting(r), input(r), tunnel(r), forward(r))
+	t.chains = append(t.chains, prerouting(r), input(r), tunnel(r), forward(r), toPeers(r))
 	t.chains = append(t.chains, guard(r)...)
 	t.chains = append(t.chains, postrouting(r))
 	t.chains = slices.DeleteFunc(t.chains, func(c chain) bool { return len(c.rules) == 0 })
@@ -122,16 +123,20 @@ func prerouting(r rules.Rules) chain {
 func input(r rules.Rules) chain {
 	c := chain{name: "input", hook: hook{typ: nftables.ChainTypeFilter, num: *nftables.ChainHookInput, priority: *nftables.ChainPriorityRaw}}
 	if r.Tunnel.Protocol != 0 {
-		m := protocol(r.Tunnel.Protocol)
-		if r.Tunnel.Port != 0 {
-			m = all(m, dport(r.Tunnel.Port))
-		}
-		c.add("tunnel packets", m, jump(tunnelChain))
+		c.add("tunnel packets", ofTunnel(r.Tunnel), jump(tunnelChain))
 	}
 	if len(r.Guard) > 0 {
 		c.add("guarded ports", protocol(unix.IPPROTO_TCP), dportIn(guardPorts), jump(guardChain))
 	}
 	return c
+}
+
+func ofTunnel(t rules.Tunnel) match {
+	m := protocol(t.Protocol)
+	if t.Port != 0 {
+		m = all(m, dport(t.Port))
+	}
+	return m
 }
 
 func tunnel(r rules.Rules) chain {
@@ -148,18 +153,37 @@ func tunnel(r rules.Rules) chain {
 	return c
 }
 
-// forward is there only while something is guarded: it is on the path of
-// every forwarded packet.
+// forward is on the path of every forwarded packet, after any destination NAT
+// and before any masquerade: an ordinary one costs a comparison for each rule.
 func forward(r rules.Rules) chain {
 	c := chain{name: "forward", hook: hook{typ: nftables.ChainTypeFilter, num: *nftables.ChainHookForward, priority: *nftables.ChainPriorityRaw}}
+	if r.Tunnel.Protocol != 0 {
+		c.add("tunnel packets", ofTunnel(r.Tunnel), jump(toPeersChain))
+	}
 	if len(r.Guard) > 0 {
 		c.add("guarded ports", protocol(unix.IPPROTO_TCP), dportIn(guardPorts), jump(guardChain))
 	}
 	return c
 }
 
-// guard drops what containers send to guarded services. A container has an
-// address of the pod network or, on its own link, a link-local one.
+// toPeers drops tunnel packets to peers that containers made: masqueraded,
+// they would come from this host, which is a peer there.
+func toPeers(r rules.Rules) chain {
+	c := chain{name: toPeersChain}
+	if r.Tunnel.Protocol == 0 {
+		return c
+	}
+	if r.Tunnel.Underlay != "" {
+		c.add("hosts", in(r.Tunnel.Underlay), leave())
+	}
+	c.add("forged tunnel packet to a peer", family(true), targetIn(true, peers4), drop())
+	c.add("forged tunnel packet to a peer", family(false), targetIn(false, peers6), drop())
+	return c
+}
+
+// guard drops what containers send to guarded services. A container is on one
+// of Bridges or has an address of the pod network or, on its own link, a
+// link-local one.
 func guard(r rules.Rules) []chain {
 	c, d := chain{name: guardChain}, chain{name: guardedChain}
 	if len(r.Guard) == 0 {
@@ -169,6 +193,9 @@ func guard(r rules.Rules) []chain {
 		c.add("hosts", in(r.Tunnel.Underlay), leave())
 	}
 	c.add("this host", in("lo"), leave())
+	for _, b := range r.Bridges {
+		c.add("from containers", inAny(b), jump(guardedChain))
+	}
 	for _, n := range append(slices.Clone(r.Networks), netip.MustParsePrefix(linkLocal)) {
 		c.add("from containers", family(n.Addr().Is4()), from(n), jump(guardedChain))
 	}

@@ -21,7 +21,8 @@ func sample() rules.Rules {
 		Masquerade: true,
 		Tunnel: rules.Tunnel{Link: "flannel.1", MoreLinks: []string{"flannel-v6.1"}, Underlay: "eth0", Protocol: 17, Port: 8472,
 			Peers: []netip.Addr{netip.MustParseAddr("fd77::2"), netip.MustParseAddr("192.168.77.2"), netip.MustParseAddr("::ffff:192.168.77.2")}},
-		Guard: []netip.AddrPort{netip.MustParseAddrPort("127.0.0.1:2379"), netip.MustParseAddrPort("[fd77::9]:2379"), netip.MustParseAddrPort("127.0.0.1:2379")},
+		Bridges: []string{"cni0", "br-*"},
+		Guard:   []netip.AddrPort{netip.MustParseAddrPort("127.0.0.1:2379"), netip.MustParseAddrPort("[fd77::9]:2379"), netip.MustParseAddrPort("127.0.0.1:2379")},
 	}
 }
 
@@ -62,11 +63,11 @@ func TestPlanAsksForNothingThatIsNotNeeded(t *testing.T) {
 		change func(*rules.Rules)
 		chains []string
 	}{
-		"all":           {func(*rules.Rules) {}, []string{"prerouting", "input", "tunnel", "forward", "guard", "guarded", "postrouting"}},
+		"all":           {func(*rules.Rules) {}, []string{"prerouting", "input", "tunnel", "forward", "topeers", "guard", "guarded", "postrouting"}},
 		"nothing":       {func(r *rules.Rules) { *r = rules.Rules{} }, nil},
-		"no guard":      {func(r *rules.Rules) { r.Guard = nil }, []string{"prerouting", "input", "tunnel", "postrouting"}},
+		"no guard":      {func(r *rules.Rules) { r.Guard = nil }, []string{"prerouting", "input", "tunnel", "forward", "topeers", "postrouting"}},
 		"no tunnel":     {func(r *rules.Rules) { r.Tunnel = rules.Tunnel{}; r.Guard = nil }, []string{"postrouting"}},
-		"no masquerade": {func(r *rules.Rules) { r.Masquerade = false; r.Guard = nil }, []string{"prerouting", "input", "tunnel"}},
+		"no masquerade": {func(r *rules.Rules) { r.Masquerade = false; r.Guard = nil }, []string{"prerouting", "input", "tunnel", "forward", "topeers"}},
 	}
 	for name, c := range cases {
 		t.Run(name, func(t *testing.T) {

@@ -27,13 +27,17 @@ type Rules struct {
 	// the address is one of this host, loopback or unspecified, the port is
 	// guarded on every address of this host: a container may try its gateway.
 	Guard []netip.AddrPort
+	// Bridges are interfaces whose traffic counts as containers' for Guard,
+	// whatever its source: containers of an earlier network, of Docker. A name
+	// that ends in * is every name that begins so. Underlay and lo never are.
+	Bridges []string
 }
 
 // Equal tells whether r and o ask for the same in the same order.
 func (r Rules) Equal(o Rules) bool {
 	return r.Masquerade == o.Masquerade &&
 		slices.Equal(r.Networks, o.Networks) && slices.Equal(r.Subnets, o.Subnets) &&
-		slices.Equal(r.Guard, o.Guard) && r.Tunnel.equal(o.Tunnel)
+		slices.Equal(r.Guard, o.Guard) && slices.Equal(r.Bridges, o.Bridges) && r.Tunnel.equal(o.Tunnel)
 }
 
 // Clone returns a copy that shares nothing with r.
@@ -41,6 +45,7 @@ func (r Rules) Clone() Rules {
 	r.Networks = slices.Clone(r.Networks)
 	r.Subnets = slices.Clone(r.Subnets)
 	r.Guard = slices.Clone(r.Guard)
+	r.Bridges = slices.Clone(r.Bridges)
 	r.Tunnel.MoreLinks = slices.Clone(r.Tunnel.MoreLinks)
 	r.Tunnel.Peers = slices.Clone(r.Tunnel.Peers)
 	return r
@@ -58,7 +63,9 @@ type Tunnel struct {
 	// destination port, 0 if the protocol has none.
 	Protocol uint8
 	Port     uint16
-	// Peers are the underlay addresses that may send them. Order is free.
+	// Peers are the underlay addresses that may send them, and to which this
+	// host forwards none but from the underlay: masqueraded, a container's own
+	// would come from a peer. Order is free.
 	Peers []netip.Addr
 }
 

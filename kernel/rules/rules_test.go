@@ -11,7 +11,8 @@ func full() Rules {
 		Masquerade: true,
 		Tunnel: Tunnel{Link: "flannel.1", MoreLinks: []string{"flannel-v6.1"}, Underlay: "eth0", Protocol: 17, Port: 8472,
 			Peers: []netip.Addr{netip.MustParseAddr("192.168.77.2")}},
-		Guard: []netip.AddrPort{netip.MustParseAddrPort("127.0.0.1:2379")},
+		Guard:   []netip.AddrPort{netip.MustParseAddrPort("127.0.0.1:2379")},
+		Bridges: []string{"cni0"},
 	}
 }
 
@@ -26,6 +27,7 @@ func TestEveryDifferenceIsSeenAndCloneSharesNothing(t *testing.T) {
 		"protocol":   func(r *Rules) { r.Tunnel.Protocol = 4 },
 		"port":       func(r *Rules) { r.Tunnel.Port++ },
 		"peers":      func(r *Rules) { r.Tunnel.Peers[0] = r.Tunnel.Peers[0].Next() },
+		"bridges":    func(r *Rules) { r.Bridges[0] = "docker0" },
 		"guard":      func(r *Rules) { r.Guard[0] = netip.MustParseAddrPort("127.0.0.1:2380") },
 	} {
 		r := full()

@@ -44,7 +44,10 @@ func Run(t *testing.T, s Subject) {
 		"tunnel packets come from peers over the underlay alone": testAttacks,
 		"a peer that joins or leaves is noticed":                 testPeerChange,
 		"containers may use the tunnel's port elsewhere":         testContainersOwnPort,
+		"containers send no tunnel packets to peers":             testForwardedAttacks,
+		"nor where the tunnel's protocol has no ports":           testForwardedProtocol,
 		"containers do not reach guarded services":               testGuard,
+		"nor do containers with other addresses":                 testGuardBridges,
 		"rules that somebody flushed come back":                  testFlushed,
 		"a second sync writes nothing":                           testSecondSync,
 		"a restarted filter writes nothing":                      testRestart,
@@ -71,7 +74,18 @@ func wanted() rules.Rules {
 	return r
 }
 
-// filter is a filter on host A; nothing of it is left when the test ends.
+// wantedOnB is what the daemon on host B would ask for.
+func wantedOnB() rules.Rules {
+	r := wanted()
+	r.Subnets, r.Tunnel.Peers = nil, nil
+	for _, f := range both() {
+		r.Subnets = append(r.Subnets, f.subnetB)
+		r.Tunnel.Peers = append(r.Tunnel.Peers, f.a)
+	}
+	return r
+}
+
+// filter is a filter on a host; nothing of it is left when the test ends.
 type filter struct {
 	t *testing.T
 	n *netns.NS
@@ -80,7 +94,12 @@ type filter struct {
 
 func open(t *testing.T, w *world, s Subject) *filter {
 	t.Helper()
-	f := &filter{t: t, n: w.a}
+	return openOn(t, w, w.a, s)
+}
+
+func openOn(t *testing.T, w *world, n *netns.NS, s Subject) *filter {
+	t.Helper()
+	f := &filter{t: t, n: n}
 	f.do(func() (err error) {
 		f.f, err = s.Open()
 		return err

@@ -38,7 +38,10 @@ type addrs struct {
 	a, b, stranger       netip.Addr // underlay
 	tunnelA, tunnelB     netip.Addr
 	gatewayA, a1, a2, b1 netip.Addr
-	network, subnetA     netip.Prefix
+	third                netip.Addr // a pod of a third host, and that host
+	thirdHost            netip.Addr
+	network              netip.Prefix
+	subnetA, subnetB     netip.Prefix
 	multicast            netip.Addr
 	link, mac            string
 }
@@ -48,11 +51,13 @@ func both() []addrs {
 	return []addrs{{
 		name: "ipv4", a: ip("192.168.77.1"), b: ip("192.168.77.2"), stranger: ip("192.168.77.9"),
 		tunnelA: ip("10.1.1.0"), tunnelB: ip("10.1.2.0"), gatewayA: ip("10.1.1.1"), a1: ip("10.1.1.2"), a2: ip("10.1.1.3"), b1: ip("10.1.2.2"),
-		network: prefix("10.1.0.0/16"), subnetA: prefix("10.1.1.0/24"), multicast: ip("239.1.2.3"), link: "flannel.1", mac: macA,
+		network: prefix("10.1.0.0/16"), subnetA: prefix("10.1.1.0/24"), subnetB: prefix("10.1.2.0/24"), third: ip("10.1.3.2"), thirdHost: ip("192.168.77.3"),
+		multicast: ip("239.1.2.3"), link: "flannel.1", mac: macA,
 	}, {
 		name: "ipv6", a: ip("fd77::1"), b: ip("fd77::2"), stranger: ip("fd77::9"),
 		tunnelA: ip("fd00:1:0:1::"), tunnelB: ip("fd00:1:0:2::"), gatewayA: ip("fd00:1:0:1::1"), a1: ip("fd00:1:0:1::2"), a2: ip("fd00:1:0:1::3"), b1: ip("fd00:1:0:2::2"),
-		network: prefix("fd00:1::/48"), subnetA: prefix("fd00:1:0:1::/64"), multicast: ip("ff05::1234"), link: "flannel-v6.1", mac: macA6,
+		network: prefix("fd00:1::/48"), subnetA: prefix("fd00:1:0:1::/64"), subnetB: prefix("fd00:1:0:2::/64"), third: ip("fd00:1:0:3::2"), thirdHost: ip("fd77::3"),
+		multicast: ip("ff05::1234"), link: "flannel-v6.1", mac: macA6,
 	}}
 }
 
@@ -217,8 +222,8 @@ func ask(t *testing.T, n *netns.NS, src netip.Addr, to netip.AddrPort) string {
 	return string(b[:k])
 }
 
-// send sends one packet, broadcast too.
-func send(t *testing.T, n *netns.NS, to netip.AddrPort, payload []byte) {
+// send sends one packet, broadcast too, from the address src if valid.
+func send(t *testing.T, n *netns.NS, src netip.Addr, to netip.AddrPort, payload []byte) {
 	t.Helper()
 	err := n.Do(func() error {
 		d := net.Dialer{Control: func(_, _ string, c syscall.RawConn) error {
@@ -228,6 +233,9 @@ func send(t *testing.T, n *netns.NS, to netip.AddrPort, payload []byte) {
 			}
 			return err
 		}}
+		if src.IsValid() {
+			d.LocalAddr = &net.UDPAddr{IP: src.AsSlice()}
+		}
 		c, err := d.DialContext(t.Context(), "udp", to.String())
 		if err != nil {
 			return err

@@ -2,6 +2,7 @@ package e2e
 
 import (
 	"context"
+	"fmt"
 	"net"
 	"strings"
 	"testing"
@@ -135,4 +136,87 @@ func TestSecondDaemonOnAHostIsRefused(t *testing.T) {
 		t.Errorf("%v: %s", err, out)
 	}
 	c.waitOK(c.host(1), 0)
+}
+
+// TestWrongConfigurationOfTheFirstHostCanBeCorrected: only through the etcd
+// inside the daemon.
+func TestWrongConfigurationOfTheFirstHostCanBeCorrected(t *testing.T) {
+	t.Parallel()
+	need(t, "etcdctl")
+	c := newLab(t, 1)
+	h := c.host(1)
+	bare := bareStart(t)
+	code, err := c.exit(bare(h, "--embed-etcd", "--network", "192.168.0.0/16"))
+	if err != nil || code != 2 || !strings.Contains(h.LogTail(2), "192.168.77.11") {
+		t.Fatalf("a network that this host is in: exit code %d, %v; %s", code, err, h.LogTail(2))
+	}
+	// It was not written, so the flag can be corrected.
+	d := bare(h, "--embed-etcd", "--network", "10.1.0.0/16")
+	c.waitOK(h, 0)
+	put := func(value string) {
+		c.run(h, "env", "ETCDCTL_API=3", "etcdctl", "--endpoints", "http://127.0.0.1:2379", "put", "/coreos.com/network/config", value)
+	}
+	put(`{"Network":"no"}`)
+	within(t, 10*time.Second, "the wrong value reported", func() error {
+		return statusSays(c, h, "the former one stays")
+	})
+	if err := d.Kill(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	bare(h, "--embed-etcd", "--network", "10.1.0.0/16")
+	within(t, 10*time.Second, "the wrong value reported after a restart", func() error {
+		return statusSays(c, h, "a configuration that can be used")
+	})
+	put(`{"Network":"10.1.0.0/16","Backend":{"Type":"vxlan"}}`)
+	c.waitOK(h, 0)
+}
+
+// TestListeningEverywhereIsGuardedEverywhere: no container of any host reaches
+// an embedded etcd that listens on all addresses.
+func TestListeningEverywhereIsGuardedEverywhere(t *testing.T) {
+	t.Parallel()
+	c := newLab(t, 2)
+	h1, h2 := c.host(1), c.host(2)
+	bare := bareStart(t)
+	bare(h1, "--embed-etcd", "--embed-etcd-listen", "0.0.0.0", "--network", "10.1.0.0/16", "--ip-masq")
+	bare(h2, "--etcd-endpoints", "http://"+h1.Addr().String()+":2379", "--ip-masq")
+	c.waitOK(h1, 1)
+	c.waitOK(h2, 1)
+	for _, h := range []*lab.Host{h1, h2} {
+		in := c.attach(h, "a")
+		err := in.Do(func() error {
+			conn, err := net.DialTimeout("tcp", h1.Addr().String()+":2379", time.Second)
+			if err == nil {
+				conn.Close()
+			}
+			return err
+		})
+		if err == nil {
+			t.Errorf("a container on %s reaches etcd", h.Name)
+		}
+	}
+}
+
+// statusSays looks for a reason in a host's status.
+func statusSays(c *cluster, h *lab.Host, text string) error {
+	s, err := c.status(h)
+	if err != nil {
+		return err
+	}
+	if all := strings.Join(s.Reasons, "\n"); !strings.Contains(all, text) {
+		return fmt.Errorf("%s: %s", s.Verdict, all)
+	}
+	return nil
+}
+
+// bareStart starts daemons with no flags but those given.
+func bareStart(t *testing.T) func(h *lab.Host, flags ...string) *lab.Daemon {
+	return func(h *lab.Host, flags ...string) *lab.Daemon {
+		t.Helper()
+		d, err := h.StartDaemon(t.Context(), flags...)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return d
+	}
 }
