@@ -24,12 +24,16 @@ type Underlay struct {
 
 // Driver makes devices of one kind of tunnel.
 type Driver interface {
+	// Check says why Open would refuse a configuration whatever the host: a
+	// *subnet.ConfigError with field, value and remedy; nil if it would not.
+	// It does not touch the kernel.
+	Check(n subnet.Config) error
 	// Open makes the device ready to receive, before the lease tells anybody:
 	// it adopts what an earlier daemon (ours or flannel's) left where that
 	// fits and replaces it where it does not. identity is the host's stable
 	// random identity: whatever must stay the same over a deletion of the
-	// device (its MAC) is derived from it. A wrong option in n.Backend is an
-	// error that names the field and the remedy (see subnet.ConfigError).
+	// device (its MAC) is derived from it. What Check refuses is refused
+	// with the same error.
 	Open(ctx context.Context, n subnet.Config, u Underlay, identity string) (Device, error)
 	// Cleanup removes every device, route, FDB and neighbour entry of this
 	// kind that is ours, whatever its configuration was.
@@ -58,8 +62,10 @@ type Device interface {
 	// whole state and is idempotent; it writes only what differs, and nothing
 	// at all when nothing changed. A peer that cannot be served (another
 	// backend type, broken data) is skipped and joined into the error as a
-	// *PeerError; the others are served. A device that somebody deleted is
-	// made again as it was.
+	// *PeerError; the others are served. What two peers claim, the one whose
+	// lease was created first has, of equals the first by key. A device that
+	// somebody deleted is made again as it was. The first Sync that succeeds
+	// removes the devices of this kind that former configurations left.
 	Sync(ctx context.Context, own subnet.Lease, peers []subnet.Lease) error
 	// Forget drops what the device believes about the kernel: the next Sync
 	// reads it. To be called when somebody else may have touched the kernel.
@@ -69,10 +75,14 @@ type Device interface {
 	Close() error
 }
 
-// PeerError says why one peer is not served. Its text is stable.
+// PeerError says why one peer is not served, or not in every family. Its text
+// is stable.
 type PeerError struct {
 	Peer subnet.Lease
-	Err  error
+	// Served are those of Peer.PublicIPs that packets may come from all the
+	// same: of a family that is served, or that the kernel refused for now.
+	Served []netip.Addr
+	Err    error
 }
 
 func (e *PeerError) Error() string { return "lease " + e.Peer.Key + ": " + e.Err.Error() }

@@ -20,6 +20,10 @@ type Suite struct {
 	Driver  func() backend.Driver
 	Type    string          // of the backend, in configuration and leases
 	Options json.RawMessage // the configuration's Backend; nil: defaults
+	// Wrong are Backend options that must be refused, by the field to name.
+	Wrong map[string]string
+	// Former are Backend options whose device is another than that of Options.
+	Former json.RawMessage
 	// Damage deletes or breaks one kind of kernel object each, on a host that
 	// has peer as one of its peers: programs to run there.
 	Damage map[string]func(h *Host, peer subnet.Lease) []string
@@ -37,15 +41,17 @@ func Run(t *testing.T, s Suite) {
 	for name, fams := range map[string]Families{"IPv4": {true, false}, "IPv6": {false, true}, "Dual": {true, true}} {
 		t.Run(name, func(t *testing.T) {
 			for name, test := range map[string]func(*testing.T, Suite, Families){
-				"TrafficBothWaysAndFullSize":     testTraffic,
-				"RestartAdoptsWithoutLoss":       testRestart,
-				"PeerAddedMovedRemoved":          testMoves,
-				"StaleEntriesGo":                 testStale,
-				"DamageIsRepaired":               testDamage,
-				"DeletedDeviceComesBackAsItWas":  testDeviceDeleted,
-				"CloseForwardsAndCleanupRemoves": testCleanup,
-				"NothingChangedNothingWritten":   testWrites,
-				"HostilePeersAreSkipped":         testHostile,
+				"TrafficBothWaysAndFullSize":       testTraffic,
+				"RestartAdoptsWithoutLoss":         testRestart,
+				"PeerAddedMovedRemoved":            testMoves,
+				"StaleEntriesGo":                   testStale,
+				"DamageIsRepaired":                 testDamage,
+				"DeletedDeviceComesBackAsItWas":    testDeviceDeleted,
+				"CloseForwardsAndCleanupRemoves":   testCleanup,
+				"FormerConfigurationLeavesNothing": testFormer,
+				"WrongOptionsAreRefusedUntouched":  testWrong,
+				"NothingChangedNothingWritten":     testWrites,
+				"HostilePeersAreSkipped":           testHostile,
 			} {
 				t.Run(name, func(t *testing.T) { test(t, s, fams) })
 			}
@@ -344,7 +350,8 @@ func testHostile(t *testing.T, s Suite, fams Families) {
 	peers := []subnet.Lease{b.Own}
 	for name, spoil := range bad {
 		l := a.invented(1)[0]
-		l.Key = "/coreos.com/network/subnets/z-" + name // after b's: the first has it
+		// Before b's by key, but created later: the elder has it.
+		l.Key, l.Created = "/coreos.com/network/subnets/0-"+name, 1000
 		spoil(&l)
 		peers = append(peers, l)
 	}
@@ -357,7 +364,7 @@ func testHostile(t *testing.T, s Suite, fams Families) {
 				t.Errorf("not a *backend.PeerError: %v", e)
 				continue
 			}
-			told[strings.TrimPrefix(pe.Peer.Key, "/coreos.com/network/subnets/z-")] = true
+			told[strings.TrimPrefix(pe.Peer.Key, "/coreos.com/network/subnets/0-")] = true
 			if len(pe.Error()) > 600 {
 				t.Errorf("error of %d bytes: %.200s…", len(pe.Error()), pe)
 			}

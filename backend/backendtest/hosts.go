@@ -73,7 +73,7 @@ func (c *Cluster) newHost(t *testing.T, n byte) *Host {
 	wire(t, h.NS, "pod0", h.Pod, "eth0")
 	netnstest.Run(t, h.NS, "sysctl", "-qw", "net.ipv4.ip_forward=1", "net.ipv6.conf.all.forwarding=1")
 	h.Underlay = backend.Underlay{Link: "eth0", MTU: 1500}
-	h.Own = subnet.Lease{Type: c.suite.Type, Revision: int64(n)}
+	h.Own = subnet.Lease{Type: c.suite.Type, Revision: int64(n), Created: int64(n)}
 	var keys []string
 	for _, r := range c.Config.Ranges {
 		at := h.underlayAddr(r)

@@ -46,6 +46,14 @@ func suite() backendtest.Suite {
 	return backendtest.Suite{
 		Driver: func() backend.Driver { return vxlan.Driver{} },
 		Type:   "vxlan",
+		Former: json.RawMessage(`{"Type":"vxlan","VNI":77,"Port":4789}`),
+		Wrong: map[string]string{
+			"Backend.VIN":  `{"VIN":1}`,
+			"Backend.VNI":  `{"VNI":16777216}`,
+			"Backend.Port": `{"Port":65536}`,
+			"Backend.MTU":  `{"MTU":600}`,
+			"Backend.GBP":  `{"GBP":"yes"}`,
+		},
 		Damage: map[string]func(*backendtest.Host, subnet.Lease) []string{
 			"route": eachSide(func(dev string, sub netip.Prefix, _ netip.Addr, _ string) []string {
 				return []string{fmt.Sprintf("ip route del %s dev %s", sub, dev)}

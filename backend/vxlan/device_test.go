@@ -177,36 +177,6 @@ func TestAddressFollowsTheLease(t *testing.T) {
 	}
 }
 
-func TestTheFirstByKeyHasAContestedMAC(t *testing.T) {
-	a := newAlone(t, "")
-	dev := a.mustOpen(t)
-	first, second := leaseOf(10), leaseOf(20)
-	second.Data = first.Data
-	sync := func(want string, peers ...subnet.Lease) {
-		t.Helper()
-		err := dev.Sync(t.Context(), a.own, peers)
-		if pe, ok := errors.AsType[*backend.PeerError](err); len(peers) == 2 && (!ok || pe.Peer.Key != second.Key) {
-			t.Errorf("got %v", err)
-		} else if len(peers) == 1 && err != nil {
-			t.Error(err)
-		}
-		if got := a.run(t, "bridge fdb show dev flannel.1"); !strings.Contains(got, "dst "+want+" ") || strings.Count(got, "46:00:") != 1 {
-			t.Errorf("want %s, have %s", want, got)
-		}
-		if got := a.run(t, "ip route show dev flannel.1"); strings.Count(got, "onlink") != 1 {
-			t.Errorf("routes %s", got)
-		}
-	}
-	sync("192.168.77.20", second)
-	sync("192.168.77.10", first, second) // the earlier key wins, whenever it comes
-	sync("192.168.77.10", first, second)
-	sync("192.168.77.20", second)
-	dev.Forget()
-	sync("192.168.77.20", second)
-	sync("192.168.77.10", second, first) // order does not matter
-	sync("192.168.77.10", first)
-}
-
 func TestDirectRoutingBypassesTheTunnelOnOneLink(t *testing.T) {
 	a := newAlone(t, `{"DirectRouting":true}`)
 	a.run(t, "ip route add default via 192.168.77.1")

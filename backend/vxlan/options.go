@@ -39,6 +39,9 @@ type options struct {
 // are *subnet.ConfigError.
 func parseOptions(n subnet.Config) (options, error) {
 	o := options{VNI: defaultVNI, Port: defaultPort}
+	if len(n.Ranges) == 0 {
+		return o, &subnet.ConfigError{Field: "Network", Remedy: `must be set to the pod network, e.g. "Network":"10.244.0.0/16"`}
+	}
 	if len(n.Backend.Raw) == 0 {
 		return o, nil
 	}
@@ -69,7 +72,9 @@ func parseOptions(n subnet.Config) (options, error) {
 			o.Port = uint16(number)
 		case "mtu":
 			err = f.number(&number, 0, 65535)
-			o.MTU = int(number)
+			if o.MTU = int(number); err == nil {
+				err = f.enoughMTU(o.MTU, n.Ranges)
+			}
 		case "gbp":
 			err = f.flag(&o.GBP)
 		case "directrouting":
@@ -100,6 +105,29 @@ func (f field) number(out *int64, least, most int64) error {
 		return &subnet.ConfigError{Field: f.path, Value: clip(string(f.value)), Remedy: fmt.Sprintf("must be a whole number from %d to %d", least, most)}
 	}
 	return nil
+}
+
+// enoughMTU refuses an MTU that leaves too little inside the tunnel, whatever
+// the interface.
+func (f field) enoughMTU(mtu int, ranges []subnet.Range) error {
+	needed := 0
+	for _, r := range ranges {
+		least, overhead := sizes(r)
+		needed = max(needed, least+overhead)
+	}
+	if mtu != 0 && mtu < needed {
+		return &subnet.ConfigError{Field: f.path, Value: fmt.Sprint(mtu), Remedy: fmt.Sprintf("must be at least %d, or 0 for the interface's own", needed)}
+	}
+	return nil
+}
+
+// sizes are the least MTU inside a tunnel of a range's family, and what the
+// tunnel adds.
+func sizes(r subnet.Range) (least, overhead int) {
+	if r.Network.Addr().Is4() {
+		return least4, overhead4
+	}
+	return least6, overhead6
 }
 
 func (f field) flag(out *bool) error {

@@ -3,6 +3,7 @@ package vxlan
 import (
 	"encoding/json"
 	"errors"
+	"fmt"
 	"net/netip"
 	"testing"
 
@@ -53,18 +54,27 @@ func TestWrongOptionsNameTheFieldAndTheRemedy(t *testing.T) {
 		"VNI negative":       {`{"VNI":-1}`, "10.1.0.0/16", "Backend.VNI"},
 		"VNI too long":       {`{"VNI":16777215}`, "10.1.0.0/16", "Backend.VNI"},
 		"VNI too long in v6": {`{"VNI":10000}`, "fd00:1::/48", "Backend.VNI"},
+		"MTU":                {`{"MTU":625}`, "10.1.0.0/16", "Backend.MTU"},
+		"MTU for v6":         {`{"mtu":1349}`, "fd00:1::/48", "Backend.mtu"},
 		"port":               {`{"Port":65536}`, "10.1.0.0/16", "Backend.Port"},
 		"half a port":        {`{"Port":0.5}`, "10.1.0.0/16", "Backend.Port"},
 		"GBP":                {`{"GBP":1}`, "10.1.0.0/16", "Backend.GBP"},
 		"DirectRouting":      {`{"DirectRouting":"yes"}`, "10.1.0.0/16", "Backend.DirectRouting"},
 	} {
 		t.Run(name, func(t *testing.T) {
-			_, err := parseOptions(configOf(c.in, c.network))
+			err := Driver{}.Check(configOf(c.in, c.network))
 			ce, ok := errors.AsType[*subnet.ConfigError](err)
 			if !ok || ce.Field != c.field || ce.Remedy == "" {
 				t.Errorf("got %#v, want field %s", err, c.field)
 			}
 		})
+	}
+}
+
+func TestAConfigurationWithoutANetworkIsRefused(t *testing.T) {
+	err := Driver{}.Check(subnet.Config{})
+	if ce, ok := errors.AsType[*subnet.ConfigError](err); !ok || ce.Field != "Network" {
+		t.Errorf("got %v", err)
 	}
 }
 
@@ -80,13 +90,18 @@ func TestMTUIsTheUnderlaysLessTheTunnels(t *testing.T) {
 		"jumbo":                 {0, 9000, "10.1.0.0/16", 8950},
 		"option as flannel's":   {1400, 1500, "10.1.0.0/16", 1350},
 		"option over interface": {9000, 1500, "10.1.0.0/16", 1450},
-		"too small for IPv6":    {1300, 1500, "fd00:1::/48", 0},
-		"too small":             {100, 1500, "10.1.0.0/16", 0},
+		"least":                 {626, 1500, "10.1.0.0/16", 576},
+		"least of IPv6":         {1350, 1500, "fd00:1::/48", 1280},
 		"interface too small":   {0, 1300, "fd00:1::/48", 0},
 	} {
 		t.Run(name, func(t *testing.T) {
 			u.MTU = c.underlay
-			tun, err := newTunnel(configOf("", c.network).Ranges[0], options{VNI: 1, Port: 8472, MTU: c.option}, u, "id")
+			cfg := configOf(fmt.Sprintf(`{"MTU":%d}`, c.option), c.network)
+			o, err := parseOptions(cfg)
+			if err != nil {
+				t.Fatal(err)
+			}
+			tun, err := newTunnel(cfg.Ranges[0], o, u, "id")
 			if (err == nil) != (c.want > 0) || err == nil && tun.mtu != c.want {
 				t.Errorf("got %v, %v, want %d", tun, err, c.want)
 			}

@@ -2,6 +2,7 @@ package vxlan
 
 import (
 	"bytes"
+	"cmp"
 	"errors"
 	"fmt"
 	"net/netip"
@@ -44,7 +45,7 @@ const (
 // same reports whether two leases say the same to this driver. Renewal changes
 // nothing.
 func same(a, b *subnet.Lease) bool {
-	return a.Key == b.Key && a.Type == b.Type &&
+	return a.Key == b.Key && a.Created == b.Created && a.Type == b.Type &&
 		bytes.Equal(a.Data.V4, b.Data.V4) && bytes.Equal(a.Data.V6, b.Data.V6) &&
 		slices.Equal(a.PublicIPs, b.PublicIPs) && slices.Equal(a.Subnets, b.Subnets)
 }
@@ -164,8 +165,8 @@ func (d *Device) check(t *tunnel, l *subnet.Lease, s *side) (err error) {
 }
 
 // claim decides who is served after changes. Where two peers claim one subnet
-// or MAC, the first by key has it. It returns the peers whose kernel objects
-// may have to change.
+// or MAC, the elder has it: whoever comes later with what is another's takes
+// nothing away. It returns the peers whose kernel objects may have to change.
 func (d *Device) claim(changes []change) []*peer {
 	clash := d.contested
 	for _, c := range changes {
@@ -187,17 +188,22 @@ func (d *Device) claim(changes []change) []*peer {
 		}
 		return touched
 	}
-	// Somebody lost, or had lost before: decide all anew, in order of the keys.
+	// Somebody lost, or had lost before: decide all anew, the elder first.
 	for _, t := range d.tunnels {
 		t.reset()
 	}
 	d.contested = false
-	for _, p := range d.peers {
+	for _, p := range slices.SortedFunc(slices.Values(d.peers), byAge) {
 		p.sides[0].serve, p.sides[1].serve = false, false
 		p.clash = d.take(p)
 		d.contested = d.contested || p.clash != nil
 	}
 	return d.peers
+}
+
+// byAge orders peers by the creation of their leases, those of one age by key.
+func byAge(a, b *peer) int {
+	return cmp.Or(cmp.Compare(a.lease.Created, b.lease.Created), strings.Compare(a.lease.Key, b.lease.Key))
 }
 
 // take claims what a peer is valid for, side by side, and says what somebody
@@ -209,11 +215,11 @@ func (d *Device) take(p *peer) (clash error) {
 			continue
 		}
 		if other := t.subnets[s.subnet.Addr()]; other != nil {
-			clash = errors.Join(clash, fmt.Errorf("subnet %s overlaps that of %s", s.subnet, other.lease.Key))
+			clash = errors.Join(clash, fmt.Errorf("subnet %s overlaps that of %s, which was there first", s.subnet, other.lease.Key))
 			continue
 		}
 		if other := t.macs[s.mac]; other != nil {
-			clash = errors.Join(clash, fmt.Errorf("VtepMAC %s is that of %s: one of the two is a clone, delete its device and restart its daemon", s.mac, other.lease.Key))
+			clash = errors.Join(clash, fmt.Errorf("VtepMAC %s is that of %s, which was there first: one of the two is a clone, delete its device and restart its daemon", s.mac, other.lease.Key))
 			continue
 		}
 		t.subnets[s.subnet.Addr()], t.macs[s.mac] = p, p
@@ -233,12 +239,23 @@ func (d *Device) release(p *peer) {
 	}
 }
 
+// serves are the public IPs that a peer is served at.
+func (d *Device) serves(p *peer) []netip.Addr {
+	var out []netip.Addr
+	for i := range d.tunnels {
+		if s := &p.sides[i]; s.serve {
+			out = append(out, s.public)
+		}
+	}
+	return out
+}
+
 // report lists what is wrong with the peers.
 func (d *Device) report() []error {
 	var errs []error
 	for _, p := range d.peers {
 		if p.err != nil || p.clash != nil {
-			errs = append(errs, &backend.PeerError{Peer: p.lease, Err: errors.Join(p.err, p.clash)})
+			errs = append(errs, &backend.PeerError{Peer: p.lease, Served: d.serves(p), Err: errors.Join(p.err, p.clash)})
 		}
 	}
 	return errs

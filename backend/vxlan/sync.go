@@ -52,6 +52,13 @@ func (d *Device) Sync(ctx context.Context, own subnet.Lease, peers []subnet.Leas
 	if err := w.apply(touched); err != nil {
 		return errors.Join(append([]error{fmt.Errorf("vxlan: %w", err)}, d.peerErrs...)...)
 	}
+	if len(w.left) == 0 && !d.swept { // not before traffic has its new way
+		if err := d.sweep(); err != nil {
+			w.left = append(w.left, fmt.Errorf("vxlan: remove a former configuration's device: %w", err))
+		} else {
+			d.swept = true
+		}
+	}
 	d.unread, d.first, d.retry = len(w.left) > 0, false, len(w.errs) > 0
 	return errors.Join(slices.Concat(d.peerErrs, w.errs, w.left)...)
 }
@@ -123,7 +130,7 @@ func (w *writer) refused(i int, err error) {
 	s := &r.peer.sides[r.side]
 	s.has &^= r.what
 	err = fmt.Errorf("set %s of %s: %w", r.what, s.subnet, err)
-	w.errs = append(w.errs, &backend.PeerError{Peer: r.peer.lease, Err: err})
+	w.errs = append(w.errs, &backend.PeerError{Peer: r.peer.lease, Served: w.d.serves(r.peer), Err: err})
 }
 
 func (k what) String() string {

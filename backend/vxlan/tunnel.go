@@ -110,8 +110,9 @@ func (t *tunnel) make(h *link.Handle) (link.Link, error) {
 	return h.LinkByName(t.name)
 }
 
-// clear deletes the device that holds our VNI and port if it is of ours, else
-// says whose it is.
+// clear deletes the device that holds our VNI and port if it is of ours, by
+// its name or because it is the very one that somebody gave another, else says
+// whose it is.
 func (t *tunnel) clear(h *link.Handle) error {
 	all, err := h.Links("vxlan")
 	if err != nil {
@@ -120,7 +121,7 @@ func (t *tunnel) clear(h *link.Handle) error {
 	for _, l := range all {
 		switch {
 		case l.Vxlan == nil || l.Vxlan.VNI != t.spec.VNI || l.Vxlan.Port != t.spec.Port || l.Vxlan.Local.Is6() == t.v4():
-		case ours.MatchString(l.Name):
+		case ours.MatchString(l.Name), t.fits(&l) && l.MAC == t.mac:
 			if err := h.DeleteLink(l.Index); err != nil {
 				return err
 			}

@@ -11,6 +11,7 @@ import (
 	"fmt"
 	"net/netip"
 	"regexp"
+	"slices"
 
 	"github.com/flanneld/flanneld/backend"
 	"github.com/flanneld/flanneld/kernel/link"
@@ -25,6 +26,9 @@ const Type = "vxlan"
 type Driver struct {
 	// Own, if not nil, is told what the devices write, for monitors.
 	Own *link.Own
+	// KeepOthers: other networks of this host have devices named as ours, so
+	// that a Device leaves those alone that are not its own.
+	KeepOthers bool
 }
 
 var _ backend.Driver = Driver{}
@@ -44,12 +48,20 @@ type Device struct {
 	first bool
 	// retry: the kernel refused something that may work next time.
 	retry bool
+	// swept: the devices of former configurations are gone.
+	swept bool
 	// contested: two peers claim one thing.
 	contested bool
 	peerErrs  []error // of the leases themselves
 }
 
 var _ backend.Device = (*Device)(nil)
+
+// Check says what is wrong with the configuration. See backend.Driver.
+func (Driver) Check(n subnet.Config) error {
+	_, err := parseOptions(n)
+	return err
+}
 
 // Open makes the devices, named and set up as flannel's, or adopts those that
 // are there and fit. See backend.Driver.
@@ -61,7 +73,7 @@ func (drv Driver) Open(ctx context.Context, n subnet.Config, u backend.Underlay,
 	if err != nil {
 		return nil, err
 	}
-	d := &Device{opts: opts, underlay: u, unread: true, first: true}
+	d := &Device{opts: opts, underlay: u, unread: true, first: true, swept: drv.KeepOthers}
 	for i, r := range n.Ranges {
 		t, err := newTunnel(r, opts, u, identity)
 		if err != nil {
@@ -69,9 +81,6 @@ func (drv Driver) Open(ctx context.Context, n subnet.Config, u backend.Underlay,
 		}
 		t.at = i
 		d.tunnels = append(d.tunnels, t)
-	}
-	if len(d.tunnels) == 0 {
-		return nil, errors.New("vxlan: the configuration has no address range")
 	}
 	if d.h, err = link.Open(); err != nil {
 		return nil, err
@@ -90,11 +99,10 @@ func (drv Driver) Open(ctx context.Context, n subnet.Config, u backend.Underlay,
 func newTunnel(r subnet.Range, o options, u backend.Underlay, identity string) (*tunnel, error) {
 	v4 := r.Network.Addr().Is4()
 	t := &tunnel{rng: r, name: fmt.Sprintf("flannel.%d", o.VNI), addrBits: 32}
-	least, overhead := least4, overhead4
 	if !v4 {
 		t.name, t.addrBits = fmt.Sprintf("flannel-v6.%d", o.VNI), 128
-		least, overhead = least6, overhead6
 	}
+	least, overhead := sizes(r)
 	for _, a := range u.Addrs {
 		if a.Is4() == v4 {
 			t.spec.Local = a
@@ -109,9 +117,6 @@ func newTunnel(r subnet.Range, o options, u backend.Underlay, identity string) (
 		t.mtu = min(o.MTU, u.MTU) // a cluster's option may be more than this host's interface can
 	}
 	if t.mtu -= overhead; t.mtu < least {
-		if o.MTU != 0 && o.MTU-overhead < least {
-			return nil, &subnet.ConfigError{Field: "Backend.MTU", Value: fmt.Sprint(o.MTU), Remedy: fmt.Sprintf("must be at least %d, or 0 for the interface's own", least+overhead)}
-		}
 		return nil, fmt.Errorf("vxlan: interface %s has an MTU of %d, and a tunnel of %s needs %d: ip link set %s mtu 1500", u.Link, u.MTU, r.Network, least+overhead, u.Link)
 	}
 	t.mac = deriveMAC(identity, t.name)
@@ -161,6 +166,20 @@ func (d *Device) Close() error {
 
 // ours matches the names that flannel and this driver give to devices.
 var ours = regexp.MustCompile(`^flannel(-v6)?\.[0-9]+$`)
+
+// sweep removes what former configurations left: devices of ours that nobody
+// uses, and that no rule of the packet filter covers.
+func (d *Device) sweep() error {
+	all, err := d.h.Links("vxlan")
+	errs := []error{err}
+	for _, l := range all {
+		used := slices.ContainsFunc(d.tunnels, func(t *tunnel) bool { return t.name == l.Name })
+		if !used && ours.MatchString(l.Name) {
+			errs = append(errs, d.h.DeleteLink(l.Index))
+		}
+	}
+	return errors.Join(errs...)
+}
 
 // Cleanup removes every device of ours, and the routes that bypass them.
 func (drv Driver) Cleanup(ctx context.Context) error {

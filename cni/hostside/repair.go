@@ -210,7 +210,7 @@ func (r *repair) plug(rec ipam.Record, port link.Port) error {
 
 // plugged tells whether a port is as an attachment wants it.
 func plugged(p link.Port, bridge int, rec ipam.Record) bool {
-	return p.Index != 0 && p.Master == bridge && p.Up && (p.Hairpin || !rec.Hairpin)
+	return p.Index != 0 && p.Master == bridge && p.Up && (p.Hairpin || !rec.Hairpin) && (p.Isolated || !rec.Isolated)
 }
 
 // bridgeState is a bridge as it was found, and what is plugged into it; the

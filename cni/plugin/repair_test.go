@@ -96,6 +96,22 @@ func sorted(rules string) string {
 	return strings.Join(words, " ")
 }
 
+func TestIsolatedPortsStayIsolated(t *testing.T) {
+	h := newHost(t)
+	c := h.conf().with(conf{"portIsolation": true})
+	h.add("a", netnstest.New(t), c)
+	port := hostLink(c, "a", "eth0")
+	for _, damage := range []string{"bridge link set dev " + port + " isolated off", "ip link set " + port + " nomaster"} {
+		h.run("sh", "-c", damage)
+		if r := h.repair(); len(r.Repaired) != 1 {
+			t.Errorf("%s: %+v", damage, r)
+		}
+		if out := h.run("bridge", "-d", "link", "show", "dev", port); !strings.Contains(out, "isolated on") {
+			t.Errorf("%s: %s", damage, out)
+		}
+	}
+}
+
 func TestWhatIsGoneIsNotBroughtBack(t *testing.T) {
 	h := newHost(t)
 	a := netnstest.New(t)

@@ -123,7 +123,11 @@ func driverFor(c subnet.Config, own *link.Own) (backend.Driver, error) {
 // usable says why a valid configuration cannot be used on this host, nil if
 // it can, or if that is not the configuration's fault.
 func usable(cfg *config.Config, c subnet.Config) error {
-	if _, err := driverFor(c, nil); err != nil {
+	d, err := driverFor(c, nil)
+	if err != nil {
+		return err
+	}
+	if err := d.Check(c); err != nil {
 		return err
 	}
 	h, err := link.Open()

@@ -47,7 +47,8 @@ type Port struct {
 	Running       bool // carrier too
 	Operational   bool // and the kernel has acted on it: packets pass
 	Promisc       bool
-	Hairpin       bool // as a port of a bridge
+	// As a port of a bridge.
+	Hairpin, Isolated bool
 	// Peer is the index of a veth's other end, in that end's namespace.
 	Peer int
 }
@@ -267,8 +268,12 @@ func (p *Port) parseInfo(info []byte) {
 			p.Kind = text(data)
 		case unix.IFLA_INFO_SLAVE_DATA:
 			for kind, data := range nlbatch.Attrs(data) {
-				if kind == unix.IFLA_BRPORT_MODE {
-					p.Hairpin = len(data) > 0 && data[0] != 0
+				on := len(data) > 0 && data[0] != 0
+				switch kind {
+				case unix.IFLA_BRPORT_MODE:
+					p.Hairpin = on
+				case unix.IFLA_BRPORT_ISOLATED:
+					p.Isolated = on
 				}
 			}
 		}

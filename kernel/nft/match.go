@@ -40,7 +40,7 @@ func linkName(name string) []byte {
 	return b
 }
 
-func in(link string) match    { return meta(expr.MetaKeyIIFNAME, expr.CmpOpEq, linkName(link)) }
+func in(link string) match { return meta(expr.MetaKeyIIFNAME, expr.CmpOpEq, linkName(link)) }
 
 // inAny is in, or matches every name that begins so if it ends in *.
 func inAny(link string) match {

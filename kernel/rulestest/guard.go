@@ -53,6 +53,54 @@ func testGuard(t *testing.T, w *world, s Subject) {
 	}
 }
 
+// testGuardBridges is about containers of a former network and of others'
+// bridges.
+func testGuardBridges(t *testing.T, w *world, s Subject) {
+	const guarded, open2 = 2379, 2380
+	for _, n := range []*netns.NS{w.a, w.stranger} {
+		listenTCP(t, n, guarded)
+		listenTCP(t, n, open2)
+	}
+	ways := map[string]place{}
+	for i, bridge := range []string{"cni0", "docker0", "br-5eaf00d"} {
+		from := w.outsider(t, bridge, i)
+		gateways := []netip.Addr{netip.AddrFrom4([4]byte{172, 30, byte(i), 1}), netip.MustParseAddr("fd30:" + strconv.Itoa(i) + "::1")}
+		for k, f := range both() {
+			ways[f.name+" this host's underlay address from "+bridge] = place{from, f.a, ""}
+			ways[f.name+" another host from "+bridge] = place{from, f.stranger, ""}
+			ways[f.name+" its gateway from "+bridge] = place{from, gateways[k], ""}
+		}
+	}
+	flt := open(t, w, s)
+	r := wanted()
+	for _, f := range both() {
+		r.Guard = append(r.Guard, at(f.a, guarded), at(f.stranger, guarded))
+	}
+	flt.sync(r)
+	for what, c := range ways {
+		if !eventually(func() bool { return connects(t, c.from, c.to(guarded)) }) {
+			t.Errorf("%s is not reached without bridges: the test proves nothing", what)
+		}
+	}
+	r.Bridges = []string{"cni0", "docker0", "br-*"}
+	flt.sync(r)
+	for what, c := range ways {
+		if connects(t, c.from, c.to(guarded)) {
+			t.Errorf("%s is reached", what)
+		}
+		if !eventually(func() bool { return connects(t, c.from, c.to(open2)) }) {
+			t.Errorf("%s: another port is not reached", what)
+		}
+	}
+	for _, f := range both() {
+		for what, c := range map[string]place{"by itself": {w.a, f.a, ""}, "by a host": {w.stranger, f.a, ""}} {
+			if !eventually(func() bool { return connects(t, c.from, c.to(guarded)) }) {
+				t.Errorf("%s: this host is not reached %s", f.name, what)
+			}
+		}
+	}
+}
+
 // place is a service as seen from somewhere.
 type place struct {
 	from *netns.NS

@@ -1,6 +1,7 @@
 package rulestest
 
 import (
+	"context"
 	"fmt"
 	"net"
 	"net/netip"
@@ -120,11 +121,13 @@ addr add fd00:1:0:I::1/64 dev cni0 nodad
 link add flannel.1 address 0a:00:00:00:00:0I type vxlan id 1 local 192.168.77.I dev eth0 dstport 8472 nolearning
 link set flannel.1 up
 addr add 10.1.I.0/32 dev flannel.1
+route add 10.1.3.0/24 via 10.1.P.0 dev flannel.1 onlink
 route add 10.1.P.0/24 via 10.1.P.0 dev flannel.1 onlink
 neigh add 10.1.P.0 lladdr 0a:00:00:00:00:0P dev flannel.1 nud permanent
 link add flannel-v6.1 address 0a:00:00:00:06:0I type vxlan id 1 local fd77::I dev eth0 dstport 8472 nolearning
 link set flannel-v6.1 up
 addr add fd00:1:0:I::/128 dev flannel-v6.1 nodad
+-6 route add fd00:1:0:3::/64 via fd00:1:0:P:: dev flannel-v6.1 onlink
 -6 route add fd00:1:0:P::/64 via fd00:1:0:P:: dev flannel-v6.1 onlink
 neigh add fd00:1:0:P:: lladdr 0a:00:00:00:06:0P dev flannel-v6.1 nud permanent`))
 	netnstest.Run(t, n, "bridge", "fdb", "append", r.Replace("0a:00:00:00:00:0P"), "dev", "flannel.1", "dst", r.Replace("192.168.77.P"), "self", "permanent")
@@ -135,6 +138,36 @@ func (w *world) container(t *testing.T, host, n *netns.NS, i, addr int) {
 	t.Helper()
 	w.cable(t, host, "cni0", n, fmt.Sprintf("10.1.%d.%d/24", i, addr), fmt.Sprintf("fd00:1:0:%d::%d/64", i, addr))
 	batch(t, n, fmt.Sprintf("route add default via 10.1.%d.1\n-6 route add default via fd00:1:0:%d::1", i, i))
+}
+
+// outsider is a container on a bridge of host A, with addresses that are none
+// of the pod network's.
+func (w *world) outsider(t *testing.T, bridge string, i int) *netns.NS {
+	t.Helper()
+	n := netnstest.NewNamed(t)
+	r := strings.NewReplacer("I", fmt.Sprint(i), "BR", bridge)
+	on := func(n *netns.NS, do, undo string) { change(t, n, r.Replace(do), r.Replace(undo)) }
+	if bridge != "cni0" {
+		on(w.a, "link add BR up type bridge", "link del BR")
+	}
+	on(w.a, "addr add 172.30.I.1/24 dev BR\naddr add fd30:I::1/64 dev BR nodad", "addr del 172.30.I.1/24 dev BR\naddr del fd30:I::1/64 dev BR")
+	on(w.stranger, "route add 172.30.I.0/24 via 192.168.77.1\n-6 route add fd30:I::/64 via fd77::1", "route del 172.30.I.0/24\n-6 route del fd30:I::/64")
+	w.cable(t, w.a, bridge, n, fmt.Sprintf("172.30.%d.2/24", i), fmt.Sprintf("fd30:%d::2/64", i))
+	batch(t, n, fmt.Sprintf("route add default via 172.30.%d.1\n-6 route add default via fd30:%d::1", i, i))
+	return n
+}
+
+// change runs lines of ip commands now and others when the test ends.
+func change(t *testing.T, n *netns.NS, do, undo string) {
+	t.Helper()
+	batch(t, n, do)
+	t.Cleanup(func() {
+		for line := range strings.Lines(undo) {
+			if _, err := n.Run(context.WithoutCancel(t.Context()), "ip", strings.Fields(line)...); err != nil {
+				t.Error(err)
+			}
+		}
+	})
 }
 
 // batch runs lines of ip commands.

@@ -59,6 +59,17 @@ func wasUnsent(err error) bool {
 	return false
 }
 
+// mute is what is said of a process that is stopped: its kernel accepts.
+const mute = "it accepts connections but does not answer"
+
+// isMute reports whether the text is the library's for a connection that was
+// made and then given up, because nothing was heard on it.
+func isMute(text string) bool {
+	return strings.Contains(text, "authentication handshake failed: context deadline exceeded") ||
+		strings.Contains(text, "error reading server preface") &&
+			(strings.Contains(text, "use of closed network connection") || strings.Contains(text, "i/o timeout"))
+}
+
 // explain makes an error of the library one that names the endpoint, what
 // was being done and what to check. Definite outcomes become the store's own.
 func explain(endpoint, doing string, err error) error {
@@ -75,7 +86,10 @@ func explain(endpoint, doing string, err error) error {
 	case errors.Is(err, store.ErrConflict), errors.Is(err, store.ErrSessionLost), errors.Is(err, errClosed):
 		return fmt.Errorf("%s: %w", about, err)
 	}
-	out := &callError{fmt.Sprintf("%s: %s%s", about, text, remedy(err.Error())), err}
+	if isMute(err.Error()) {
+		text = mute
+	}
+	out := &callError{fmt.Sprintf("%s: %s%s", about, text, remedy(text, err.Error())), err}
 	if wasUnsent(err) {
 		return &unsentError{out}
 	}
@@ -93,6 +107,7 @@ func (e *callError) Unwrap() error { return e.cause }
 
 // remedies pair a part of an error's text with what to check.
 var remedies = [...]struct{ part, remedy string }{
+	{mute, "is etcd stopped or overloaded, and is it etcd's client port?"},
 	{"connection refused", "is etcd running there, and is --etcd-endpoints right?"},
 	{"no route to host", "check the network and --etcd-endpoints"},
 	{"network is unreachable", "check the network and --etcd-endpoints"},
@@ -105,7 +120,8 @@ var remedies = [...]struct{ part, remedy string }{
 	{"doesn't contain any IP SANs", "the server's certificate does not name this endpoint: use its DNS name in --etcd-endpoints"},
 	{"first record does not look like a TLS handshake", "the server speaks plain HTTP: use http:// in --etcd-endpoints"},
 	{"remote error: tls", "the server refused the client's certificate: check --etcd-certfile and --etcd-keyfile"},
-	{"handshake failed: EOF", "the server hung up on TLS: is it etcd's client port, and does it want http:// in --etcd-endpoints?"},
+	{"handshake failed: EOF", noTLS},
+	{"handshake failed: read", noTLS},
 	{"error reading server preface", "is it etcd's client port, and does it want https:// in --etcd-endpoints?"},
 	{"broken pipe", hungUp},
 	{"connection reset by peer", hungUp},
@@ -116,11 +132,15 @@ var remedies = [...]struct{ part, remedy string }{
 	{"request is too large", "etcd takes 1.5 MB in one transaction"},
 }
 
+const noTLS = "the server hung up on TLS: is it etcd's client port, and does it want http:// in --etcd-endpoints?"
+
 const hungUp = "the server hung up: is it etcd's client port, and does it want another --etcd-certfile?"
 
-func remedy(text string) string {
+// remedy is that for the error of that text, or else for the cause it was
+// made of.
+func remedy(text, cause string) string {
 	for _, r := range remedies {
-		if strings.Contains(text, r.part) {
+		if strings.Contains(text, r.part) || strings.Contains(cause, r.part) {
 			return ": " + r.remedy
 		}
 	}

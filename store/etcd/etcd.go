@@ -51,6 +51,7 @@ func New(o Options) (*Store, error) {
 	if err := o.check(); err != nil {
 		return nil, err
 	}
+	QuietGRPC()
 	if o.DialTimeout <= 0 {
 		o.DialTimeout = 3 * time.Second
 	}

@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"net"
 	"runtime"
 	"strings"
 	"testing"
@@ -63,10 +64,17 @@ func TestErrorsSayWhatToCheck(t *testing.T) {
 	endpoint, _ := storetest.Etcd(t)
 	silent := storetest.NewProxy(t, strings.TrimPrefix(endpoint, "http://"), 0)
 	silent.Mute(true)
+	stopped, err := net.Listen("tcp", "127.0.0.1:0") // the kernel accepts, as for a stopped process
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { stopped.Close() })
 	for name, c := range map[string]struct {
 		endpoint string
 		want     []string
 	}{
+		"etcd is stopped": {"http://" + stopped.Addr().String(), []string{stopped.Addr().String(), mute, "is etcd stopped"}},
+		"stopped, TLS":    {"https://" + stopped.Addr().String(), []string{stopped.Addr().String(), mute, "is etcd stopped"}},
 		"nobody listens":  {"http://127.0.0.1:1", []string{"http://127.0.0.1:1", "connection refused", "--etcd-endpoints"}},
 		"no such name":    {"http://no-such-host.invalid:2379", []string{"no-such-host.invalid", "--etcd-endpoints"}},
 		"TLS to plain":    {strings.Replace(endpoint, "http:", "https:", 1), []string{"https://", "http://", "--etcd-endpoints"}},
@@ -74,8 +82,11 @@ func TestErrorsSayWhatToCheck(t *testing.T) {
 		"a closed socket": {"unix:/nowhere/etcd", []string{"/nowhere/etcd"}},
 	} {
 		t.Run(name, func(t *testing.T) {
-			s := open(t, Options{Endpoints: []string{c.endpoint}})
+			s := open(t, Options{Endpoints: []string{c.endpoint}, DialTimeout: 500 * time.Millisecond})
 			s.timing.call = time.Second
+			if strings.Contains(name, "stopped") {
+				s.timing.call = 3 * time.Second // gRPC gives up a connection after one
+			}
 			_, err := s.Get(t.Context(), "/key")
 			if err == nil {
 				t.Fatal("no error")
@@ -86,7 +97,7 @@ func TestErrorsSayWhatToCheck(t *testing.T) {
 					t.Errorf("%q is not in: %v", want, err)
 				}
 			}
-			for _, noise := range []string{"desc =", "transport:"} {
+			for _, noise := range []string{"desc =", "transport:", "preface"} {
 				if strings.Contains(err.Error(), noise) {
 					t.Errorf("%q is in: %v", noise, err)
 				}

@@ -23,7 +23,6 @@ import (
 	"go.etcd.io/etcd/server/v3/embed"
 	"go.etcd.io/etcd/server/v3/etcdserver/api/v3compactor"
 	"go.etcd.io/etcd/server/v3/storage/wal"
-	"go.uber.org/zap"
 	"golang.org/x/sys/unix"
 	"google.golang.org/grpc"
 
@@ -77,7 +76,10 @@ func Serve(ctx context.Context, o Options) (*Server, error) {
 		return nil, err
 	}
 	s := &Server{opts: o, lock: lock, guard: newGuard(o)}
-	if err := s.start(ctx); err != nil {
+	if err = check(o.Dir); err == nil {
+		err = s.start(ctx)
+	}
+	if err != nil {
 		_ = lock.Close() // nothing was written
 		return nil, err
 	}
@@ -145,10 +147,11 @@ func lockDir(dir string) (*os.File, error) {
 
 // smallSegments keeps the log of changes from taking 64 MB a file: this
 // etcd has to fit on a laptop. The library has no other way to say so.
-var smallSegments = sync.OnceFunc(func() { wal.SegmentSizeBytes = 8 << 20 })
+var smallSegments = sync.OnceFunc(func() { wal.SegmentSizeBytes = segmentBytes })
 
 func (s *Server) start(ctx context.Context) error {
 	smallSegments()
+	etcd.QuietGRPC()
 	e, err := embed.StartEtcd(s.config())
 	if err != nil {
 		return s.explain(err)
@@ -216,7 +219,7 @@ func (s *Server) config() *embed.Config {
 	// Connections of hosts that vanished are not kept for hours.
 	c.GRPCKeepAliveInterval, c.GRPCKeepAliveTimeout = time.Minute, 10*time.Second
 	c.EnableGRPCGateway = false
-	c.ZapLoggerBuilder = embed.NewZapLoggerBuilder(zap.New(logCore{o.Log}))
+	c.ZapLoggerBuilder = embed.NewZapLoggerBuilder(o.zap())
 	c.GRPCAdditionalServerOptions = []grpc.ServerOption{
 		grpc.ChainUnaryInterceptor(s.guard.unary),
 		grpc.ChainStreamInterceptor(s.guard.stream),
