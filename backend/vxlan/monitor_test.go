@@ -52,7 +52,7 @@ func TestMonitorsDoNotHearTheDriver(t *testing.T) {
 		}
 		quiet("own writes")
 	}
-	for _, damage := range []string{"ip route flush dev flannel.1 proto 102", "ip link del flannel-v6.1", "bridge fdb del 46:00:00:00:00:05 dev flannel.1"} {
+	for _, damage := range []string{"ip route flush dev flannel.1 proto 102", "ip link del flannel-v6.1", "bridge fdb del 46:00:00:00:00:05 dev flannel.1", "ip link set flannel.1 name renamed"} {
 		a.run(t, damage)
 		select {
 		case c := <-m.C:

@@ -5,7 +5,6 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
-	"maps"
 	"net/netip"
 	"slices"
 	"time"
@@ -14,7 +13,6 @@ import (
 	"github.com/flanneld/flanneld/flanneld/api"
 	"github.com/flanneld/flanneld/flanneld/config"
 	"github.com/flanneld/flanneld/kernel/link"
-	"github.com/flanneld/flanneld/kernel/rules"
 	"github.com/flanneld/flanneld/subnet"
 )
 
@@ -246,15 +244,11 @@ func (n *network) carry(ctx context.Context) {
 	peers := n.peers.Current()
 	// The filter lets a peer's packets in before the peer is told to send.
 	errs = append(errs, n.filter(ctx, peers))
-	before := n.unserved
 	n.unserved = map[string]string{}
 	if err := splitPeerErrors(n.device.Sync(ctx, *n.lease, peers), n.unserved); err != nil {
 		errs = append(errs, err)
 	} else {
 		n.synced = now
-	}
-	if !maps.Equal(before, n.unserved) {
-		errs = append(errs, n.filter(ctx, peers)) // nor are they listened to
 	}
 	errs = append(errs, n.writeEnv())
 	n.syncErr = errors.Join(errs...)
@@ -270,66 +264,6 @@ func (n *network) carry(ctx context.Context) {
 	if n.ready && n.cfg.CNIInstall && !n.cniDone {
 		n.cniDone = n.installCNI(ctx)
 	}
-}
-
-// filter makes the packet filter right for peers.
-func (n *network) filter(ctx context.Context, peers []subnet.Lease) error {
-	info := n.device.Info()
-	r := rules.Rules{
-		Masquerade: n.cfg.IPMasq,
-		Tunnel: rules.Tunnel{
-			Link: info.Link, MoreLinks: info.MoreLinks, Underlay: n.underlay.Link,
-			Protocol: info.Protocol, Port: info.Port,
-		},
-		Guard:    n.guards(),
-		Networks: networks(n.opened),
-	}
-	if n.lease != nil {
-		r.Subnets = n.lease.Subnets
-	}
-	n.addrs = n.addrs[:0]
-	for i := range peers {
-		if len(n.unserved) == 0 || n.unserved[peers[i].Key] == "" {
-			n.addrs = append(n.addrs, peers[i].PublicIPs...)
-		}
-	}
-	r.Tunnel.Peers = n.addrs
-	return n.kernel.sync(ctx, r)
-}
-
-// guards are the addresses of embedded etcd servers that no container may
-// reach: this host's, and those that live hosts tell of. What another host
-// says must not close ports of containers, or of every host.
-func (n *network) guards() []netip.AddrPort {
-	const most = 4 // of a host: two families, and one change of port
-	out := slices.Clone(n.guard)
-	for _, h := range n.view.Hosts {
-		for _, g := range h.Guard[:min(most, len(h.Guard))] {
-			a := g.Addr()
-			if !a.IsUnspecified() && !a.IsLoopback() && !slices.ContainsFunc(networks(n.opened), func(p netip.Prefix) bool { return p.Contains(a) }) {
-				out = append(out, g)
-			}
-		}
-	}
-	slices.SortFunc(out, netip.AddrPort.Compare)
-	return slices.Compact(out)
-}
-
-// published is what other hosts are told to guard: what they can reach.
-func published(guard []netip.AddrPort, public []netip.Addr) []netip.AddrPort {
-	var out []netip.AddrPort
-	for _, g := range guard {
-		switch a := g.Addr(); {
-		case a.IsLoopback():
-		case a.IsUnspecified():
-			for _, p := range public {
-				out = append(out, netip.AddrPortFrom(p, g.Port()))
-			}
-		default:
-			out = append(out, g)
-		}
-	}
-	return out
 }
 
 // knownPeer is since when a lease is carried.

@@ -55,7 +55,12 @@ func input(r rules.Rules, v4, sets bool, local func(netip.Addr) bool) []chain {
 			tunnel.add("! -i "+t.Underlay, "DROP")
 		}
 		for _, match := range peerMatches(t.Peers, v4, sets, true) {
-			tunnel.add(match, "RETURN")
+			for _, a := range t.LocalOf(v4) {
+				tunnel.add("-d "+a.String()+" "+match, "RETURN")
+			}
+			if len(t.LocalOf(v4)) == 0 {
+				tunnel.add(match, "RETURN")
+			}
 		}
 		tunnel.add("", "DROP")
 	}

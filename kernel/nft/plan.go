@@ -147,8 +147,16 @@ func tunnel(r rules.Rules) chain {
 	if r.Tunnel.Underlay != "" {
 		c.add("tunnel packet from elsewhere than the underlay", notIn(r.Tunnel.Underlay), drop())
 	}
-	c.add("peers", family(true), sourceIn(true, peers4), leave())
-	c.add("peers", family(false), sourceIn(false, peers6), leave())
+	for _, v4 := range []bool{true, false} {
+		peers := sourceIn(v4, peersOf(v4))
+		local := r.Tunnel.LocalOf(v4)
+		for _, a := range local {
+			c.add("peers", family(v4), to(netip.PrefixFrom(a, a.BitLen())), peers, leave())
+		}
+		if len(local) == 0 {
+			c.add("peers", family(v4), peers, leave())
+		}
+	}
 	c.add("tunnel packet from a stranger", drop())
 	return c
 }
@@ -176,8 +184,9 @@ func toPeers(r rules.Rules) chain {
 	if r.Tunnel.Underlay != "" {
 		c.add("hosts", in(r.Tunnel.Underlay), leave())
 	}
-	c.add("forged tunnel packet to a peer", family(true), targetIn(true, peers4), drop())
-	c.add("forged tunnel packet to a peer", family(false), targetIn(false, peers6), drop())
+	for _, v4 := range []bool{true, false} {
+		c.add("forged tunnel packet to a peer", family(v4), targetIn(v4, peersOf(v4)), drop())
+	}
 	return c
 }
 
@@ -248,6 +257,13 @@ func ofFamily(ps []netip.Prefix, v4 bool) []netip.Prefix {
 		}
 	}
 	return out
+}
+
+func peersOf(v4 bool) string {
+	if v4 {
+		return peers4
+	}
+	return peers6
 }
 
 func peerSets(peers []netip.Addr) []set {

@@ -20,6 +20,7 @@ func sample() rules.Rules {
 		Subnets:    []netip.Prefix{netip.MustParsePrefix("10.1.19.0/24"), netip.MustParsePrefix("fd00:1:0:19::/64")},
 		Masquerade: true,
 		Tunnel: rules.Tunnel{Link: "flannel.1", MoreLinks: []string{"flannel-v6.1"}, Underlay: "eth0", Protocol: 17, Port: 8472,
+			Local: []netip.Addr{netip.MustParseAddr("192.168.77.1"), netip.MustParseAddr("198.51.100.1"), netip.MustParseAddr("192.168.77.1")},
 			Peers: []netip.Addr{netip.MustParseAddr("fd77::2"), netip.MustParseAddr("192.168.77.2"), netip.MustParseAddr("::ffff:192.168.77.2")}},
 		Bridges: []string{"cni0", "br-*"},
 		Guard:   []netip.AddrPort{netip.MustParseAddrPort("127.0.0.1:2379"), netip.MustParseAddrPort("[fd77::9]:2379"), netip.MustParseAddrPort("127.0.0.1:2379")},

@@ -47,6 +47,7 @@ func (r Rules) Clone() Rules {
 	r.Guard = slices.Clone(r.Guard)
 	r.Bridges = slices.Clone(r.Bridges)
 	r.Tunnel.MoreLinks = slices.Clone(r.Tunnel.MoreLinks)
+	r.Tunnel.Local = slices.Clone(r.Tunnel.Local)
 	r.Tunnel.Peers = slices.Clone(r.Tunnel.Peers)
 	return r
 }
@@ -59,6 +60,9 @@ type Tunnel struct {
 	MoreLinks []string
 	// Underlay is the only interface that tunnel packets may arrive on; "": any.
 	Underlay string
+	// Local are the addresses of this host that peers send them to; a family
+	// without any: all. On another, peers do not stop their containers.
+	Local []netip.Addr
 	// Protocol of the encapsulated packets, 0 if there is no tunnel, and their
 	// destination port, 0 if the protocol has none.
 	Protocol uint8
@@ -77,9 +81,20 @@ func (t Tunnel) Links() []string {
 	return append([]string{t.Link}, t.MoreLinks...)
 }
 
+// LocalOf returns the addresses of Local that are of one family, each once.
+func (t Tunnel) LocalOf(v4 bool) []netip.Addr {
+	var out []netip.Addr
+	for _, a := range t.Local {
+		if a = a.Unmap().WithZone(""); a.IsValid() && a.Is4() == v4 && !slices.Contains(out, a) {
+			out = append(out, a)
+		}
+	}
+	return out
+}
+
 func (t Tunnel) equal(o Tunnel) bool {
 	return t.Link == o.Link && slices.Equal(t.MoreLinks, o.MoreLinks) && t.Underlay == o.Underlay && t.Protocol == o.Protocol && t.Port == o.Port &&
-		slices.Equal(t.Peers, o.Peers)
+		slices.Equal(t.Local, o.Local) && slices.Equal(t.Peers, o.Peers)
 }
 
 // Filter is one way to program the kernel. Owned by one goroutine.

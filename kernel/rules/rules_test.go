@@ -10,6 +10,7 @@ func full() Rules {
 		Networks: []netip.Prefix{netip.MustParsePrefix("10.1.0.0/16")}, Subnets: []netip.Prefix{netip.MustParsePrefix("10.1.2.0/24")},
 		Masquerade: true,
 		Tunnel: Tunnel{Link: "flannel.1", MoreLinks: []string{"flannel-v6.1"}, Underlay: "eth0", Protocol: 17, Port: 8472,
+			Local: []netip.Addr{netip.MustParseAddr("192.168.77.1")},
 			Peers: []netip.Addr{netip.MustParseAddr("192.168.77.2")}},
 		Guard:   []netip.AddrPort{netip.MustParseAddrPort("127.0.0.1:2379")},
 		Bridges: []string{"cni0"},
@@ -28,6 +29,7 @@ func TestEveryDifferenceIsSeenAndCloneSharesNothing(t *testing.T) {
 		"port":       func(r *Rules) { r.Tunnel.Port++ },
 		"peers":      func(r *Rules) { r.Tunnel.Peers[0] = r.Tunnel.Peers[0].Next() },
 		"bridges":    func(r *Rules) { r.Bridges[0] = "docker0" },
+		"local":      func(r *Rules) { r.Tunnel.Local[0] = r.Tunnel.Local[0].Next() },
 		"guard":      func(r *Rules) { r.Guard[0] = netip.MustParseAddrPort("127.0.0.1:2380") },
 	} {
 		r := full()

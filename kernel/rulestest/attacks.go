@@ -60,6 +60,7 @@ func attacks(w *world, f addrs) map[string]attack {
 		"a container of a peer as a container of this host":          {w.b1, f.a, f.a1},
 		"a container of a peer through the tunnel":                   {w.b1, f.gatewayA, f.b1},
 		"a container of a peer, as this host's own underlay address": {w.b1, f.a, f.b},
+		"a container of a peer, to another address of this host":     {w.b1, f.secondA, f.b1},
 	}
 	if f.a.Is4() {
 		out["a stranger, by broadcast"] = attack{w.stranger, netip.MustParseAddr("192.168.77.255"), f.b1}
@@ -101,6 +102,7 @@ func peerGetsIn(t *testing.T, w *world, f addrs) bool {
 func testAttacks(t *testing.T, w *world, s Subject) {
 	v := newVictim(t, w.a2)
 	masqueradeOnB(t, w)
+	change(t, w.a, "addr add 192.168.77.101/24 dev eth0\naddr add fd77::101/64 dev eth0 nodad", "addr del 192.168.77.101/24 dev eth0\naddr del fd77::101/64 dev eth0")
 	for _, f := range both() {
 		for name, a := range attacks(w, f) {
 			if !eventually(func() bool { return a.works(t, f, v, name) }) {

@@ -69,6 +69,7 @@ func wanted() rules.Rules {
 	for _, f := range both() {
 		r.Networks = append(r.Networks, f.network)
 		r.Subnets = append(r.Subnets, f.subnetA)
+		r.Tunnel.Local = append(r.Tunnel.Local, f.a)
 		r.Tunnel.Peers = append(r.Tunnel.Peers, f.b)
 	}
 	return r
@@ -77,9 +78,10 @@ func wanted() rules.Rules {
 // wantedOnB is what the daemon on host B would ask for.
 func wantedOnB() rules.Rules {
 	r := wanted()
-	r.Subnets, r.Tunnel.Peers = nil, nil
+	r.Subnets, r.Tunnel.Local, r.Tunnel.Peers = nil, nil, nil
 	for _, f := range both() {
 		r.Subnets = append(r.Subnets, f.subnetB)
+		r.Tunnel.Local = append(r.Tunnel.Local, f.b)
 		r.Tunnel.Peers = append(r.Tunnel.Peers, f.a)
 	}
 	return r

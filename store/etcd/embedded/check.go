@@ -33,8 +33,8 @@ func check(dir string) error {
 
 func checkSpace(dir string) error {
 	var st unix.Statfs_t
-	if unix.Statfs(dir, &st) != nil {
-		return nil // the guard says so
+	if err := unix.Statfs(dir, &st); err != nil {
+		return fmt.Errorf("start the embedded etcd: space under %s: %w", dir, err)
 	}
 	need := uint64(leastFree)
 	if _, err := os.Stat(filepath.Join(dir, "member", "wal")); errors.Is(err, fs.ErrNotExist) {

@@ -29,7 +29,7 @@ var _ zapcore.CheckWriteHook = lastWords{}
 
 // OnWrite does not return.
 func (w lastWords) OnWrite(e *zapcore.CheckedEntry, fields []zapcore.Field) {
-	cause, known := explainEnd(w.dir, e.Message, fields)
+	known, cause := explainEnd(w.dir, e.Message, fields)
 	w.log.Error("embedded etcd ends this process", "dir", w.dir, "error", cause)
 	if known { // a stack trace would only hide it
 		zapcore.WriteThenFatal.OnWrite(e, fields)
@@ -39,7 +39,7 @@ func (w lastWords) OnWrite(e *zapcore.CheckedEntry, fields []zapcore.Field) {
 
 // explainEnd makes a sentence of etcd's last message. known: it is no
 // mistake of the program.
-func explainEnd(dir, message string, fields []zapcore.Field) (cause error, known bool) {
+func explainEnd(dir, message string, fields []zapcore.Field) (known bool, cause error) {
 	var err error
 	for _, f := range fields {
 		if e, ok := f.Interface.(error); ok && f.Type == zapcore.ErrorType {
@@ -51,9 +51,9 @@ func explainEnd(dir, message string, fields []zapcore.Field) (cause error, known
 	}
 	switch {
 	case errors.Is(err, syscall.ENOSPC), errors.Is(err, syscall.EDQUOT):
-		return fmt.Errorf("the disk under %s is full: make room on it and start again; what was acknowledged is kept: %w", dir, err), true
+		return true, fmt.Errorf("the disk under %s is full: make room on it and start again; what was acknowledged is kept: %w", dir, err)
 	case errors.Is(err, syscall.EROFS), errors.Is(err, syscall.EIO):
-		return fmt.Errorf("the disk under %s cannot be written: check it, and the kernel's log: %w", dir, err), true
+		return true, fmt.Errorf("the disk under %s cannot be written: check it, and the kernel's log: %w", dir, err)
 	}
-	return fmt.Errorf("it cannot go on with the data in %s: %w: start again; if that ends the same way, %s", dir, err, startAnew(dir)), false
+	return false, fmt.Errorf("it cannot go on with the data in %s: %w: start again; if that ends the same way, %s", dir, err, startAnew(dir))
 }
