@@ -37,7 +37,7 @@ func checkSpace(dir string) error {
 		return fmt.Errorf("start the embedded etcd: space under %s: %w", dir, err)
 	}
 	need := uint64(leastFree)
-	if _, err := os.Stat(filepath.Join(dir, "member", "wal")); errors.Is(err, fs.ErrNotExist) {
+	if !hasLog(dir) {
 		need = leastFreeFirst
 	}
 	// All that is free: the daemon may use what is kept for root.
@@ -45,6 +45,13 @@ func checkSpace(dir string) error {
 		return fmt.Errorf("start the embedded etcd: the disk under %s has %d bytes left, fewer than %d: make room on it", dir, free, need)
 	}
 	return nil
+}
+
+// hasLog reports whether there is a log of changes; it is made after the
+// database.
+func hasLog(dir string) bool {
+	_, err := os.Stat(filepath.Join(dir, "member", "wal"))
+	return !errors.Is(err, fs.ErrNotExist)
 }
 
 // checkDatabase reads the database in dir as far as its structure goes. The
@@ -55,11 +62,14 @@ func checkDatabase(dir string) error {
 	if errors.Is(err, fs.ErrNotExist) || err == nil && i.Size() == 0 { // an empty one is begun anew
 		return nil
 	}
+	used := false
 	if err == nil {
-		err = walk(path)
+		used, err = walk(path)
 	}
 	_, outside := errors.AsType[*fs.PathError](err)
 	switch {
+	case err == nil && used && !hasLog(dir): // etcd would wait for ever
+		return fmt.Errorf("the database in %s is there, but not its log, member/wal: put it back, or %s", dir, startAnew(dir))
 	case err == nil:
 		return nil
 	case outside:
@@ -77,7 +87,8 @@ func startAnew(dir string) string {
 
 // walk visits every page of the database at path that is in use. Damage is
 // an error, also where it makes the library panic or touch what is not mapped.
-func walk(path string) (err error) {
+// used: entries of the log were applied to it.
+func walk(path string) (used bool, err error) {
 	defer debug.SetPanicOnFault(debug.SetPanicOnFault(true))
 	defer func() {
 		if r := recover(); r != nil {
@@ -86,15 +97,19 @@ func walk(path string) (err error) {
 	}()
 	db, err := bolt.Open(path, 0, &bolt.Options{ReadOnly: true, Timeout: time.Second})
 	if err != nil {
-		return err
+		return false, err
 	}
 	defer func() { err = errors.Join(err, db.Close()) }()
-	return db.View(func(tx *bolt.Tx) error {
+	err = db.View(func(tx *bolt.Tx) error {
 		if i, err := os.Stat(path); err == nil && tx.Size() > i.Size() {
 			return fmt.Errorf("%d of %d bytes are left", i.Size(), tx.Size())
 		}
+		if meta := tx.Bucket([]byte("meta")); meta != nil {
+			used = len(bytes.Trim(meta.Get([]byte("consistent_index")), "\x00")) > 0
+		}
 		return tx.ForEach(func(_ []byte, b *bolt.Bucket) error { return inOrder(b) })
 	})
+	return used, err
 }
 
 // inOrder visits every key of a bucket.

@@ -227,6 +227,59 @@ func TestDamagedDatabaseIsAnErrorWithTheCure(t *testing.T) {
 	}
 }
 
+func TestDamagedLogIsAnErrorWithTheCure(t *testing.T) {
+	intact, _ := filled(t)
+	garbage := bytes.Repeat([]byte("\x0d\x14\x1b\x22\x29\x30\x37"), 2048)
+	for name, do := range map[string]func(log string) error{
+		"its beginning": func(log string) error { return overwrite(log, garbage, 0) },
+		"later":         func(log string) error { return overwrite(log, garbage, 100001) },
+		"a few bytes":   func(log string) error { return overwrite(log, []byte("garbage"), 40000) },
+		"gone":          func(log string) error { return os.RemoveAll(filepath.Dir(log)) },
+	} {
+		t.Run(name, func(t *testing.T) {
+			dir := filepath.Join(t.TempDir(), "data")
+			if err := os.CopyFS(dir, os.DirFS(intact)); err != nil {
+				t.Fatal(err)
+			}
+			logs, err := filepath.Glob(filepath.Join(dir, "member", "wal", "*.wal"))
+			if err != nil || len(logs) != 1 {
+				t.Fatal(logs, err)
+			}
+			if err := do(logs[0]); err != nil {
+				t.Fatal(err)
+			}
+			_, err = Serve(t.Context(), Options{Dir: dir, Listen: anyPort})
+			expect(t, err, "log", " in "+dir+" is ", "move "+dir+" away", "register again")
+		})
+	}
+}
+
+func overwrite(path string, with []byte, at int64) error {
+	f, err := os.OpenFile(path, os.O_RDWR, 0)
+	if err != nil {
+		return err
+	}
+	_, err = f.WriteAt(with, at)
+	return errors.Join(err, f.Close())
+}
+
+// A server that was killed while it made its directory has a database, but
+// no log.
+func TestDirectoryHalfMadeIsFinished(t *testing.T) {
+	dir := t.TempDir()
+	if err := os.MkdirAll(filepath.Join(dir, "member", "snap"), 0o700); err != nil {
+		t.Fatal(err)
+	}
+	db, err := bolt.Open(filepath.Join(dir, "member", "snap", "db"), 0o600, nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := db.Close(); err != nil {
+		t.Fatal(err)
+	}
+	commit(t, open(t, serve(t, Options{Dir: dir}).Client()), "/a", "1")
+}
+
 func TestDatabaseOfAnotherProcessIsNotDamaged(t *testing.T) {
 	dir := t.TempDir()
 	serve(t, Options{Dir: dir})

@@ -9,6 +9,7 @@ import (
 	"crypto/tls"
 	"errors"
 	"fmt"
+	"io"
 	"log/slog"
 	"net"
 	"net/netip"
@@ -152,7 +153,7 @@ var smallSegments = sync.OnceFunc(func() { wal.SegmentSizeBytes = segmentBytes }
 func (s *Server) start(ctx context.Context) error {
 	smallSegments()
 	etcd.QuietGRPC()
-	e, err := embed.StartEtcd(s.config())
+	e, err := startEtcd(s.config())
 	if err != nil {
 		return s.explain(err)
 	}
@@ -181,8 +182,26 @@ func (s *Server) start(ctx context.Context) error {
 	return nil
 }
 
+// startEtcd is the library's, which panics over some damage.
+func startEtcd(c *embed.Config) (_ *embed.Etcd, err error) {
+	defer func() {
+		if r := recover(); r != nil {
+			err = fmt.Errorf("%w: %v", errUnreadable, r)
+		}
+	}()
+	return embed.StartEtcd(c)
+}
+
+// errUnreadable: etcd does not understand the data.
+var errUnreadable = errors.New("unreadable")
+
 func (s *Server) explain(err error) error {
 	switch {
+	case errors.Is(err, errUnreadable), errors.Is(err, wal.ErrCRCMismatch), errors.Is(err, wal.ErrSnapshotNotFound),
+		errors.Is(err, wal.ErrFileNotFound), errors.Is(err, io.ErrUnexpectedEOF):
+		return fmt.Errorf("the log of changes in %s is damaged: %w: %s", s.opts.Dir, err, startAnew(s.opts.Dir))
+	case errors.Is(err, syscall.ENOSPC):
+		return fmt.Errorf("start the embedded etcd: the disk under %s is full: make room on it: %w", s.opts.Dir, err)
 	case errors.Is(err, syscall.EADDRINUSE):
 		return fmt.Errorf("start the embedded etcd: %s is in use: end what listens there (another etcd?), or choose another address with --embed-etcd-listen: %w", s.opts.Listen, err)
 	case errors.Is(err, syscall.EADDRNOTAVAIL):
