@@ -107,7 +107,7 @@ func (e *callError) Unwrap() error { return e.cause }
 
 // remedies pair a part of an error's text with what to check.
 var remedies = [...]struct{ part, remedy string }{
-	{mute, "is etcd stopped or overloaded, and is it etcd's client port?"},
+	{mute, "is etcd stopped or overloaded, is a firewall on the way, and is it etcd's client port?"},
 	{"connection refused", "is etcd running there, and is --etcd-endpoints right?"},
 	{"no route to host", "check the network and --etcd-endpoints"},
 	{"network is unreachable", "check the network and --etcd-endpoints"},
