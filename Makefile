@@ -6,6 +6,10 @@ MODULE   := github.com/flanneld/flanneld
 LDFLAGS  := -s -w -X $(MODULE)/flanneld/cli.buildVersion=$(VERSION)
 SUDO     := $(if $(filter 0,$(shell id -u)),,sudo)
 TOOLS    := $(CURDIR)/test/tools/bin
+# Debian's users have no sbin, and under sudo there is no /usr/local/go.
+export PATH := $(PATH):/usr/local/go/bin:/usr/local/sbin:/usr/sbin:/sbin
+# git refuses to tell go about root's work in the clone of somebody else.
+export GOFLAGS := $(GOFLAGS) -buildvcs=false
 
 .PHONY: help build demo test test-unit bench lint clean
 
@@ -14,7 +18,7 @@ help: ## show this list
 
 build: ## static binaries in bin/
 	@mkdir -p bin
-	CGO_ENABLED=0 $(GO) build -trimpath -buildvcs=false -ldflags '$(LDFLAGS)' -o bin/ \
+	CGO_ENABLED=0 $(GO) build -trimpath -ldflags '$(LDFLAGS)' -o bin/ \
 		./flanneld ./cni/flanneld-bridge ./cni/flanneld-ipam
 
 demo: ## three hosts on this machine, until Ctrl-C; ONCE=1 ends by itself
@@ -35,7 +39,8 @@ bench: ## compare with the peers; prints tables for docs/performance.md
 	@test/packages.sh test
 	@$(MAKE) --no-print-directory build
 	@$(GO) build -o bin/bench-hosts ./test/bench/hosts && $(GO) build -o bin/bench-cni ./test/bench/cni
-	@$(SUDO) env "PATH=$$PATH" bin/bench-hosts --bin bin
+	@test/flannel.sh bin/flannel-test-peer
+	@$(SUDO) env "PATH=$$PATH" bin/bench-hosts --bin bin --flannel bin/flannel-test-peer
 	@$(SUDO) env "PATH=$$PATH" bin/bench-cni
 
 lint: tools ## gofmt, go vet, golangci-lint, staticcheck, deadcode
@@ -47,7 +52,7 @@ tools: $(TOOLS)/golangci-lint $(TOOLS)/staticcheck $(TOOLS)/deadcode
 # Pinned in test/tools/go.mod, apart from the project's own dependencies.
 $(TOOLS)/%: test/tools/go.mod test/tools/go.sum
 	@echo "building $* (once; golangci-lint takes minutes)"
-	@cd test/tools && CGO_ENABLED=0 $(GO) build -buildvcs=false -o $@ $$($(GO) list -f '{{.ImportPath}}' tool | grep '/$*$$')
+	@cd test/tools && CGO_ENABLED=0 $(GO) build -o $@ $$($(GO) list -f '{{.ImportPath}}' tool | grep '/$*$$')
 
 clean: ## remove what was built
 	rm -rf bin test/tools/bin

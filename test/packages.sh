@@ -49,19 +49,19 @@ while IFS='|' read -r check package sets why; do
 done <<LIST
 $(list)
 LIST
-[ -n "$missing" ] || exit 0
 
-if ! command -v apt-get >/dev/null 2>&1; then
-	echo "This is not Debian or Ubuntu: please install their equivalents, then repeat." >&2
-	exit 1
-fi
 sudo=
 if [ "$(id -u)" != 0 ]; then
 	if ! command -v sudo >/dev/null 2>&1; then
-		echo "Not root and no sudo: as root, run apt-get install$missing" >&2
+		echo "make $set needs root, and there is no sudo: run it as root." >&2
 		exit 1
 	fi
 	sudo=sudo
+fi
+[ -n "$missing" ] || exit 0
+if ! command -v apt-get >/dev/null 2>&1; then
+	echo "This is not Debian or Ubuntu: please install their equivalents, then repeat." >&2
+	exit 1
 fi
 
 # Packages of servers start them, and at every boot again. Tests start their

@@ -54,6 +54,9 @@ func fill(ctx context.Context, from, count int) error {
 		return err
 	}
 	defer st.Close()
+	if _, err := st.Get(ctx, "/"); err != nil { // connecting is not what is measured
+		return err
+	}
 	var at time.Time
 	for done := 0; done < count; {
 		var t store.Txn
