@@ -17,6 +17,7 @@ import (
 	"syscall"
 	"time"
 
+	"github.com/flanneld/flanneld/kernel/netns"
 	"github.com/flanneld/flanneld/lab"
 )
 
@@ -53,7 +54,9 @@ func look(marker, tmp string) map[string]leftover {
 		ours("file "+path, func() error { return os.RemoveAll(path) })
 	}
 	for _, at := range mounts() {
-		if !strings.HasPrefix(at, lab.Root+"/") { // a lab shows as one file
+		// A lab shows as one file. The first named namespace since the machine
+		// started mounts their folder, for good, also that of "ip netns".
+		if !strings.HasPrefix(at, lab.Root+"/") && at != netns.Dir {
 			add("mount " + at)
 		}
 	}

@@ -28,9 +28,12 @@ func helper(ctx context.Context, args []string, stderr io.Writer) int {
 		return 2
 	}
 	var err error
-	if args[0] == "fill" {
+	switch args[0] {
+	case "fill":
 		err = fill(ctx, *from, *count)
-	} else {
+	case "put":
+		err = putAsked(ctx, os.Stdin)
+	default:
 		err = proxy(ctx, *listen, *to, *wait)
 	}
 	if err != nil {
@@ -46,36 +49,60 @@ func leaseSubnet(n int) netip.Prefix {
 	return netip.PrefixFrom(netip.AddrFrom4(a), 24)
 }
 
-// fill puts leases of hosts that do not exist and prints the time of the
-// last put, in nanoseconds since 1970.
+// lease is the n-th lease that fill makes.
+func lease(n int) store.Put {
+	s := leaseSubnet(n)
+	return store.Put{
+		Key: fmt.Sprintf("/coreos.com/network/subnets/%v-24", s.Addr()),
+		Value: fmt.Appendf(nil, `{"PublicIP":"172.%d.%d.%d","PublicIPv6":null,"BackendType":"vxlan","BackendData":{"VNI":1,"VtepMAC":"4a:00:00:%02x:%02x:%02x"}}`,
+			16+n>>16, n>>8&255, n&255, n>>16, n>>8&255, n&255),
+	}
+}
+
+// fill puts leases of hosts that do not exist.
 func fill(ctx context.Context, from, count int) error {
 	st, err := etcd.New(etcd.Options{Endpoints: []string{endpoint}})
 	if err != nil {
 		return err
 	}
 	defer st.Close()
-	if _, err := st.Get(ctx, "/"); err != nil { // connecting is not what is measured
-		return err
-	}
-	var at time.Time
-	for done := 0; done < count; {
+	for n := from; n < from+count; {
 		var t store.Txn
-		for ; done < count && len(t.Put) < 100; done++ {
-			n := from + done
-			s := leaseSubnet(n)
-			t.Put = append(t.Put, store.Put{
-				Key: fmt.Sprintf("/coreos.com/network/subnets/%v-24", s.Addr()),
-				Value: fmt.Appendf(nil, `{"PublicIP":"172.%d.%d.%d","PublicIPv6":null,"BackendType":"vxlan","BackendData":{"VNI":1,"VtepMAC":"4a:00:00:%02x:%02x:%02x"}}`,
-					16+n>>16, n>>8&255, n&255, n>>16, n>>8&255, n&255),
-			})
+		for ; n < from+count && len(t.Put) < 100; n++ {
+			t.Put = append(t.Put, lease(n))
 		}
-		at = time.Now()
 		if _, err := st.Commit(ctx, t); err != nil {
 			return err
 		}
 	}
-	fmt.Fprintln(os.Stdout, at.UnixNano())
 	return nil
+}
+
+// putAsked puts the lease of each number that it reads and answers with the
+// time just before, in nanoseconds since 1970. It stays, so that neither the
+// start of a process nor a connection is measured.
+func putAsked(ctx context.Context, asked io.Reader) error {
+	st, err := etcd.New(etcd.Options{Endpoints: []string{endpoint}})
+	if err != nil {
+		return err
+	}
+	defer st.Close()
+	if _, err := st.Get(ctx, "/"); err != nil {
+		return err
+	}
+	for {
+		var n int
+		if _, err := fmt.Fscanln(asked, &n); errors.Is(err, io.EOF) {
+			return nil
+		} else if err != nil {
+			return err
+		}
+		at := time.Now()
+		if _, err := st.Commit(ctx, store.Txn{Put: []store.Put{lease(n)}}); err != nil {
+			return err
+		}
+		fmt.Fprintln(os.Stdout, at.UnixNano())
+	}
 }
 
 // proxy forwards TCP connections and holds every byte back for delay.

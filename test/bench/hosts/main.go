@@ -33,7 +33,7 @@ type options struct {
 }
 
 func run(ctx context.Context, args []string, stdout, stderr io.Writer) int {
-	if len(args) > 0 && (args[0] == "fill" || args[0] == "proxy") {
+	if len(args) > 0 && (slices.Contains([]string{"fill", "put", "proxy"}, args[0])) {
 		return helper(ctx, args, stderr)
 	}
 	var o options

@@ -93,16 +93,6 @@ func (b *bench) followOne(ctx context.Context, p program) (stats, error) {
 	return b.follow(ctx, host, 1000, b.runs)
 }
 
-// put makes one more lease and returns when that was.
-func (b *bench) put(ctx context.Context, n int) (time.Time, error) {
-	out, err := b.helper(ctx, "fill", "--from", strconv.Itoa(n), "--count", "1").Output()
-	if err != nil {
-		return time.Time{}, fmt.Errorf("put a lease: %w", err)
-	}
-	put, err := strconv.ParseInt(strings.TrimSpace(string(out)), 10, 64)
-	return time.Unix(0, put), err
-}
-
 // routes counts the host's IPv4 routes.
 func (d *daemon) routes() int {
 	b, err := os.ReadFile(fmt.Sprintf("/proc/%d/net/fib_triestat", d.cmd.Process.Pid))

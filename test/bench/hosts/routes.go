@@ -56,23 +56,39 @@ func (w *routeWatch) wait(ctx context.Context, subnet netip.Prefix) (time.Time, 
 
 // follow puts leases one by one and measures how long each takes to its route
 // on the host.
-func (b *bench) follow(ctx context.Context, h *lab.Host, from, count int) (stats, error) {
+func (b *bench) follow(ctx context.Context, h *lab.Host, from, count int) (s stats, err error) {
 	w, err := watchRoutes(h)
 	if err != nil {
 		return nil, err
 	}
 	defer w.close()
-	var s stats
+	putter := b.helper(ctx, "put")
+	ask, err := putter.StdinPipe()
+	if err != nil {
+		return nil, err
+	}
+	told, err := putter.StdoutPipe()
+	if err != nil {
+		return nil, err
+	}
+	if err := putter.Start(); err != nil {
+		return nil, err
+	}
+	defer func() { err = errors.Join(err, ask.Close(), putter.Wait()) }()
 	for n := from; n < from+count; n++ {
-		put, err := b.put(ctx, n)
-		if err != nil {
+		var put int64
+		if _, err := fmt.Fprintln(ask, n); err != nil {
 			return nil, err
 		}
 		at, err := w.wait(ctx, leaseSubnet(n))
 		if err != nil {
 			return nil, err
 		}
-		s = append(s, at.Sub(put))
+		if _, err := fmt.Fscanln(told, &put); err != nil {
+			return nil, fmt.Errorf("put a lease: %w", err)
+		}
+		s = append(s, at.Sub(time.Unix(0, put)))
+		wait(ctx, 100*time.Millisecond) // one change at a time
 	}
 	return s, nil
 }
