@@ -19,10 +19,12 @@ import (
 )
 
 // Configurations of the key "config".
+// Hosts draw subnets below 10.1.200.0: those from there on are written by
+// hand in tests.
 const (
-	ipv4 = `{"Network":"10.1.0.0/16","Backend":{"Type":"vxlan"}}`
+	ipv4 = `{"Network":"10.1.0.0/16","SubnetMax":"10.1.199.0","Backend":{"Type":"vxlan"}}`
 	ipv6 = `{"EnableIPv4":false,"EnableIPv6":true,"IPv6Network":"fd00:10:1::/48","Backend":{"Type":"vxlan"}}`
-	dual = `{"EnableIPv6":true,"Network":"10.1.0.0/16","IPv6Network":"fd00:10:1::/48","Backend":{"Type":"vxlan"}}`
+	dual = `{"EnableIPv6":true,"Network":"10.1.0.0/16","SubnetMax":"10.1.199.0","IPv6Network":"fd00:10:1::/48","Backend":{"Type":"vxlan"}}`
 )
 
 const prefix = "/coreos.com/network"
