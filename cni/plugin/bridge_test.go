@@ -342,7 +342,7 @@ func TestRecordIsTheEndpoint(t *testing.T) {
 
 func TestLayer2NetworkHasNoAddressesAndCanBeChecked(t *testing.T) {
 	h := newHost(t)
-	c := h.conf().with(conf{"isGateway": false, "isDefaultGateway": false, "ipMasq": false})
+	c := h.conf().with(conf{"isGateway": false, "isDefaultGateway": false, "ipMasq": false, "dataDir": h.dir + "/attachments"})
 	delete(c, "ipam")
 	n := netnstest.New(t)
 	r := h.add("a", n, c)
