@@ -32,7 +32,7 @@ test: ## all tests, installing what they need; root's are run through sudo
 	@mkdir -p bin && $(GO) build -o bin/run-tests ./test/run
 	@bin/run-tests
 
-test-unit: ## what needs nothing: under a minute
+test-unit: ## what needs nothing: under a minute once compiled
 	$(GO) test ./...
 
 bench: ## compare with the peers; prints tables for docs/performance.md

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"net"
 	"net/netip"
 	"os"
 	"os/signal"
@@ -30,11 +31,18 @@ into each, and show that they reach each other. Stays until Ctrl-C and leaves no
 	if code, done := parse(fs, args, stdout, stderr); done {
 		return code
 	}
+	// An abstract socket is a lock that goes with the process and leaves nothing.
+	lock, err := net.Listen("unix", "@flanneld-lab-demo-"+*name)
+	if err != nil {
+		fmt.Fprintf(stderr, "flanneld lab demo: a demo %q runs already: end it with Ctrl-C where it was started, or give this one another --name\n", *name)
+		return exitFailure
+	}
+	defer lock.Close()
 	// A closed terminal or pipe must not leave the lab behind.
 	ctx, stop := signal.NotifyContext(ctx, syscall.SIGHUP)
 	defer stop()
 	signal.Notify(make(chan os.Signal, 1), syscall.SIGPIPE)
-	err := demo(ctx, *name, *network, *once, stdout)
+	err = demo(ctx, *name, *network, *once, stdout)
 	if removeErr := lab.Remove(context.WithoutCancel(ctx), *name); removeErr != nil {
 		err = errors.Join(err, removeErr)
 	} else if err == nil {

@@ -2,6 +2,7 @@ package rulestest
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"net"
 	"net/netip"
@@ -197,10 +198,18 @@ func echo(t *testing.T, n *netns.NS, port int) {
 func listenUDP(t *testing.T, n *netns.NS, port int) *net.UDPConn {
 	t.Helper()
 	var c *net.UDPConn
-	err := n.Do(func() (err error) {
-		c, err = net.ListenUDP("udp", &net.UDPAddr{Port: port})
-		return err
-	})
+	var err error
+	// A program that another test is just starting holds every socket of this
+	// process, those closed meanwhile too, until it execs.
+	for end := time.Now().Add(2 * time.Second); ; time.Sleep(10 * time.Millisecond) {
+		err = n.Do(func() (err error) {
+			c, err = net.ListenUDP("udp", &net.UDPAddr{Port: port})
+			return err
+		})
+		if !errors.Is(err, syscall.EADDRINUSE) || time.Now().After(end) {
+			break
+		}
+	}
 	if err != nil {
 		t.Fatal(err)
 	}
