@@ -51,8 +51,10 @@ func (n *network) bringUp(ctx context.Context) error {
 	if n.device != nil {
 		n.log.Info("network is set up anew: configuration or underlay changed",
 			"underlay", u.Link, "addresses", u.Addrs, "backend", c.Backend.Type)
-		if err := errors.Join(n.device.Close(), removeLinks(n.kernel.handle, n.device.Info(), dev.Info())); err != nil {
-			n.log.Warn("former device not removed", "error", err)
+		// Interfaces that the new device does not have go with its first Sync,
+		// once its routes are there.
+		if err := n.device.Close(); err != nil {
+			n.log.Warn("former device not closed", "error", err)
 		}
 	}
 	n.device, n.underlay, n.opened = dev, u, c
@@ -79,27 +81,6 @@ func (n *network) say() {
 		n.said = s
 		n.keeper.self.put(s)
 	}
-}
-
-// removeLinks removes those interfaces of a former device that the present
-// one does not have.
-func removeLinks(h *link.Handle, former, present backend.Info) error {
-	keep := links(present)
-	var errs []error
-	for _, name := range links(former) {
-		if slices.Contains(keep, name) {
-			continue
-		}
-		l, err := h.LinkByName(name)
-		if errors.Is(err, link.ErrNoLink) {
-			continue
-		}
-		if err == nil {
-			err = h.DeleteLink(l.Index)
-		}
-		errs = append(errs, err)
-	}
-	return errors.Join(errs...)
 }
 
 // links are all interfaces of a device.
