@@ -11,7 +11,7 @@ export PATH := $(PATH):/usr/local/go/bin:/usr/local/sbin:/usr/sbin:/sbin
 # git refuses to tell go about root's work in the clone of somebody else.
 export GOFLAGS := $(GOFLAGS) -buildvcs=false
 
-.PHONY: help build demo test test-unit bench lint clean
+.PHONY: help build demo test test-unit test-vm bench lint clean
 
 help: ## show this list
 	@awk -F':.*## ' '/^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' Makefile
@@ -34,6 +34,11 @@ test: ## all tests, installing what they need; root's are run through sudo
 
 test-unit: ## what needs nothing: under a minute once compiled
 	$(GO) test ./...
+
+test-vm: ## tests of PKG under Debian's kernel in a VM; ARGS="-test.run X -test.v"
+	@test/packages.sh test
+	@$(MAKE) --no-print-directory build
+	@$(GO) run ./test/vm $(PKG) -- $(ARGS)
 
 bench: ## compare with the peers; prints tables for docs/performance.md
 	@test/packages.sh test

@@ -35,8 +35,10 @@ type Driver interface {
 	// device (its MAC) is derived from it. What Check refuses is refused
 	// with the same error.
 	Open(ctx context.Context, n subnet.Config, u Underlay, identity string) (Device, error)
-	// Cleanup removes every device, route, FDB and neighbour entry of this
-	// kind that is ours, whatever its configuration was.
+	// Cleanup removes every device of this kind that is ours, and what else
+	// this driver made, whatever its configuration was: but for routes on
+	// interfaces that are not this driver's, which any driver of ours may have
+	// set (see routed.RemoveRoutes).
 	Cleanup(ctx context.Context) error
 }
 
@@ -48,11 +50,33 @@ type Info struct {
 	// MoreLinks are further interfaces of the tunnel: where each family has a
 	// device of its own, those of IPv6.
 	MoreLinks []string
-	// Protocol (unix.IPPROTO_UDP, …) and Port (0 if none) of the tunnel's
-	// packets on the underlay, for the packet filter.
+	// Protocol (unix.IPPROTO_UDP, …; 0: no tunnel) and destination ports (none
+	// if the protocol has no ports) of the tunnel's packets on the underlay,
+	// for the packet filter.
 	Protocol uint8
-	Port     uint16
+	Ports    []uint16
+	// Plain: packets of pods also cross the underlay without a tunnel.
+	Plain bool
+	// Note is what people should know of how the device works, such as
+	// "userspace"; "": nothing.
+	Note string
 }
+
+// Peer is another host.
+type Peer struct {
+	Lease *subnet.Lease // immutable: a lease that changes is another value
+	Way   Way
+}
+
+// Way is how packets get to a peer, for drivers that can do without the tunnel
+// where both hosts are on one link.
+type Way uint8
+
+const (
+	WayUnknown Way = iota // nobody knows yet: as it is, the tunnel if it is neither
+	WayTunnel             // through the tunnel
+	WayPlain              // without it where both are on one link
+)
 
 // Device is one network's tunnel on this host, owned by one goroutine.
 type Device interface {
@@ -66,7 +90,7 @@ type Device interface {
 	// lease was created first has, of equals the first by key. A device that
 	// somebody deleted is made again as it was. The first Sync that succeeds
 	// removes the devices of this kind that former configurations left.
-	Sync(ctx context.Context, own subnet.Lease, peers []subnet.Lease) error
+	Sync(ctx context.Context, own *subnet.Lease, peers []Peer) error
 	// Forget drops what the device believes about the kernel: the next Sync
 	// reads it. To be called when somebody else may have touched the kernel.
 	Forget()
@@ -78,7 +102,7 @@ type Device interface {
 // PeerError says why one peer is not served, or not in every family. Its text
 // is stable.
 type PeerError struct {
-	Peer subnet.Lease
+	Peer *subnet.Lease
 	// Served are those of Peer.PublicIPs that packets may come from all the
 	// same: of a family that is served, or that the kernel refused for now.
 	Served []netip.Addr

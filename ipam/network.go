@@ -351,12 +351,23 @@ func (h *Held) Attached() error {
 // attachment.
 func (h *Held) Unguarded() error {
 	r := h.Record
-	before, err := r.encode()
+	r.Guarded = false
+	return h.Rewrite(r)
+}
+
+// Rewrite changes what the record says, but not whose it is. Addresses that
+// it did not have before are the caller's business: nobody is asked whether
+// they are free.
+func (h *Held) Rewrite(r Record) error {
+	before, err := h.Record.encode()
 	if err != nil {
 		return err
 	}
-	r.Guarded = false
 	b, err := r.encode()
+	if err != nil {
+		return err
+	}
+	name, err := r.fileName()
 	if err != nil {
 		return err
 	}
@@ -367,9 +378,17 @@ func (h *Held) Unguarded() error {
 		copy(b, attached)
 	}
 	if _, err := h.f.WriteAt(b, 0); err != nil {
-		return fmt.Errorf("mark attachment record: %w", err)
+		return fmt.Errorf("write attachment record: %w", err)
 	}
 	h.Record = r
+	path := filepath.Join(filepath.Dir(h.path), name)
+	if path == h.path {
+		return nil
+	}
+	if err := os.Rename(h.path, path); err != nil {
+		return fmt.Errorf("rename attachment record: %w", err)
+	}
+	h.path = path
 	return nil
 }
 

@@ -11,8 +11,8 @@ import (
 )
 
 // Record is one attachment. Its file is written once, complete, before the
-// container is plugged in; afterwards only Attached changes, and Guarded if the
-// kernel cannot do it.
+// container is plugged in; afterwards only Attached changes, Guarded if the
+// kernel cannot do it, and the addresses if another plugin chooses them.
 type Record struct {
 	// Attached is false while the ADD has not finished.
 	Attached    bool   `json:"attached"`
@@ -107,6 +107,19 @@ func (k Key) fileName(addrs []netip.Addr) string {
 		b.WriteByte('-')
 	}
 	return b.String() + "," + k.id() + "," + k.IfName
+}
+
+// fileName is the name of the record's file.
+func (r Record) fileName() (string, error) {
+	var addrs []netip.Addr
+	for _, p := range r.Addresses {
+		addrs = append(addrs, p.Addr())
+	}
+	name := Key{r.ContainerID, r.IfName}.fileName(addrs)
+	if len(name) > 255 {
+		return "", fmt.Errorf("attachment %s: too many addresses or too long an interface name for a file name", name)
+	}
+	return name, nil
 }
 
 // parseName is the reverse of fileName; false for files that are no records.

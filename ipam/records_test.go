@@ -99,3 +99,40 @@ func must(b []byte, err error) []byte {
 	}
 	return b
 }
+
+func TestRewrittenRecordIsFoundByItsNewAddresses(t *testing.T) {
+	n, err := Open(t.TempDir(), "net")
+	if err != nil {
+		t.Fatal(err)
+	}
+	held, err := n.Reserve(Record{ContainerID: "a", IfName: "eth0", HostLink: "fl0", Labels: map[string]string{"a": "long label that goes"}}, Request{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	r := held.Record
+	r.Labels, r.Addresses = nil, []netip.Prefix{netip.MustParsePrefix("10.1.2.3/24")}
+	if err := held.Rewrite(r); err != nil {
+		t.Fatal(err)
+	}
+	if err := held.Attached(); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := n.Try(Key{"a", "eth0"}); !errors.Is(err, ErrBusy) {
+		t.Errorf("the lock did not last: %v", err)
+	}
+	held.Close()
+	taken, err := n.Taken()
+	if err != nil || len(taken) != 1 || !slices.Equal(taken[0].Addresses, []netip.Addr{netip.MustParseAddr("10.1.2.3")}) {
+		t.Errorf("taken %+v, %v", taken, err)
+	}
+	again, err := n.Find(Key{"a", "eth0"})
+	if err != nil || again == nil || !again.Intact || !again.Record.Attached || len(again.Record.Labels) > 0 || !slices.Equal(again.Record.Addresses, r.Addresses) {
+		t.Fatalf("%+v, %v", again, err)
+	}
+	if err := again.Release(); err != nil {
+		t.Fatal(err)
+	}
+	if taken, err := n.Taken(); err != nil || len(taken) > 0 {
+		t.Errorf("after its release: %+v, %v", taken, err)
+	}
+}

@@ -79,7 +79,7 @@ func (n *Network) Reserve(r Record, q Request) (*Held, error) {
 	if q.Fill != nil {
 		q.Fill(&r)
 	}
-	h, err := n.write(k, r)
+	h, err := n.write(r)
 	if err != nil {
 		return nil, err
 	}
@@ -88,18 +88,14 @@ func (n *Network) Reserve(r Record, q Request) (*Held, error) {
 }
 
 // write makes the record's file under the network's lock.
-func (n *Network) write(k Key, r Record) (*Held, error) {
+func (n *Network) write(r Record) (*Held, error) {
 	b, err := r.encode()
 	if err != nil {
 		return nil, err
 	}
-	var addrs []netip.Addr
-	for _, p := range r.Addresses {
-		addrs = append(addrs, p.Addr())
-	}
-	name := k.fileName(addrs)
-	if len(name) > 255 {
-		return nil, fmt.Errorf("attachment %s: too many addresses or too long an interface name for a file name", name)
+	name, err := r.fileName()
+	if err != nil {
+		return nil, err
 	}
 	tmp, path := filepath.Join(n.dir, newFile), filepath.Join(n.dir, name)
 	// What a killed process left there is nobody's: it is only ever there

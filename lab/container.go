@@ -190,12 +190,12 @@ func (c *Container) create() error {
 		if err := unix.Mount("/proc/thread-self/ns/net", c.netns(), "", unix.MS_BIND, ""); err != nil {
 			return err
 		}
-		h, err := link.Open()
+		w, err := link.OpenWiring()
 		if err != nil {
 			return err
 		}
-		defer h.Close()
-		return link.Wiring{Handle: h}.Loopback()
+		defer w.Close()
+		return w.Loopback()
 	})
 	if err != nil {
 		err = errors.Join(fmt.Errorf("make namespace of container %s: %w", c.Name, err),

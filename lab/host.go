@@ -98,12 +98,12 @@ func (h *Host) address() error {
 }
 
 func (h *Host) wiring(f func(link.Wiring) error) error {
-	l, err := link.OpenAt(h.netnsFile())
+	w, err := link.OpenWiringAt(h.netnsFile())
 	if err != nil {
 		return err
 	}
-	defer l.Close()
-	return f(link.Wiring{Handle: l})
+	defer w.Close()
+	return f(w)
 }
 
 // program finds one of our programs.

@@ -237,14 +237,13 @@ func (l *Lab) build(ctx context.Context) error {
 	if err := sw.build(); err != nil {
 		return err
 	}
-	h, err := link.OpenAt(sw.netnsFile())
+	w, err := link.OpenWiringAt(sw.netnsFile())
 	if err != nil {
 		return err
 	}
-	defer h.Close()
-	w := link.Wiring{Handle: h}
+	defer w.Close()
 	mac := net.HardwareAddr{0x02, 0x77, 0, 0, 0, 1}
-	if err := w.Bridge(Interface, mac, l.MTU); err != nil {
+	if err := w.Switch(Interface, mac, l.MTU); err != nil {
 		return err
 	}
 	for _, a := range sw.Addrs {

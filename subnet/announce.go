@@ -24,7 +24,7 @@ type announcer struct {
 // name is the name of the record.
 func (a *announcer) name(s Self) string {
 	if a.alias {
-		return s.Host.Name + "-" + s.Host.Identity[:min(8, len(s.Host.Identity))]
+		return alias(s.Host.Name, s.Host.Identity)
 	}
 	return s.Host.Name
 }

@@ -120,7 +120,7 @@ const (
 	moved             // my identity, another address: I before a move, or a clone
 )
 
-func relate(l Lease, s Self) relation {
+func relate(l *Lease, s Self) relation {
 	switch here := sharesAddress(l.PublicIPs, s.Host.PublicIPs); {
 	case here && l.Identity == s.Host.Identity:
 		return mine
@@ -156,8 +156,9 @@ func (c *claimant) decide(v View, s Self, now time.Time) decision {
 func (c *claimant) decideNew(v View, s Self, now time.Time) decision {
 	var found [moved + 1][]Lease
 	for l := range v.all() {
-		r := relate(l, s)
-		found[r] = append(found[r], l)
+		if r := relate(l, s); r != foreign {
+			found[r] = append(found[r], *l)
+		}
 	}
 	for _, l := range slices.Concat(found[mine], found[unmarked]) {
 		if v.usable(l, s) {
@@ -198,7 +199,7 @@ func (c *claimant) decideHeld(v View, s Self, now time.Time) decision {
 	all, _ := ParseKey(c.prefix, c.held.Key)
 	held := Lease{Key: c.held.Key, Subnets: v.Config.enabled(all)}
 	if !v.Config.Fits(held.Subnets) {
-		if there && relate(l, s) == mine {
+		if there && relate(&l, s) == mine {
 			own = append(own, l)
 		}
 		return c.create(v, s, slices.Concat(all, c.past), own)
@@ -214,7 +215,7 @@ func (c *claimant) decideHeld(v View, s Self, now time.Time) decision {
 	case sameEpoch && l.Revision == c.held.Revision: // as this Keeper wrote it
 		return c.hold(v, s, l, own)
 	}
-	switch relate(l, s) {
+	switch relate(&l, s) {
 	case mine, unmarked:
 		return c.hold(v, s, l, own)
 	case moved:
@@ -289,7 +290,7 @@ func (c *claimant) hold(v View, s Self, l Lease, drop []Lease) decision {
 	want := c.lease(s)
 	want.Key, want.Revision, want.Created, want.Session, want.value = l.Key, l.Revision, l.Created, l.Session, l.value
 	want.Subnets = v.Config.enabled(l.Subnets)
-	if relate(l, s) == former {
+	if relate(&l, s) == former {
 		want.Session = 0 // leave the session to whom it was
 	}
 	// A key without session is an administrator's reservation; one that
@@ -317,7 +318,7 @@ func (c *claimant) again(v View, s Self, held []netip.Prefix, own []Lease) decis
 // has it, else a free one.
 func (c *claimant) create(v View, s Self, preferred []netip.Prefix, drop []Lease) decision {
 	dropped := keys(drop)
-	taken := v.taken(func(l Lease) bool { return slices.Contains(dropped, l.Key) })
+	taken := v.taken(func(l *Lease) bool { return slices.Contains(dropped, l.Key) })
 	for _, ip := range s.Host.PublicIPs {
 		taken = append(taken, netip.PrefixFrom(ip, ip.BitLen()))
 	}

@@ -12,9 +12,9 @@ import (
 )
 
 // all is every lease whose key could be read, usable or not.
-func (v View) all() iter.Seq[Lease] {
-	return func(yield func(Lease) bool) {
-		for _, list := range [][]Lease{v.Leases, v.skipped} {
+func (v View) all() iter.Seq[*Lease] {
+	return func(yield func(*Lease) bool) {
+		for _, list := range [][]*Lease{v.Leases, v.skipped} {
 			for _, l := range list {
 				if !yield(l) {
 					return
@@ -27,7 +27,7 @@ func (v View) all() iter.Seq[Lease] {
 func (v View) find(key string) (Lease, bool) {
 	for l := range v.all() {
 		if l.Key == key {
-			return l, true
+			return *l, true
 		}
 	}
 	return Lease{}, false
@@ -38,7 +38,7 @@ func (v View) related(s Self, r relation) []Lease {
 	var out []Lease
 	for l := range v.all() {
 		if relate(l, s) == r {
-			out = append(out, l)
+			out = append(out, *l)
 		}
 	}
 	return out
@@ -59,7 +59,7 @@ func (v View) usable(l Lease, s Self) bool {
 func (v View) holderOver(l Lease, s Self) (Lease, bool) {
 	for _, o := range v.Leases {
 		if o.Key != l.Key && overlapsAny(o.Subnets, l.Subnets) && relate(o, s) != mine {
-			return o, true
+			return *o, true
 		}
 	}
 	return Lease{}, false
@@ -67,7 +67,7 @@ func (v View) holderOver(l Lease, s Self) (Lease, bool) {
 
 // taken is every prefix that a new subnet must not overlap: the subnets of
 // all leases, usable or not, and the addresses of the hosts themselves.
-func (v View) taken(except func(Lease) bool) []netip.Prefix {
+func (v View) taken(except func(*Lease) bool) []netip.Prefix {
 	out := make([]netip.Prefix, 0, 2*(len(v.Leases)+len(v.skipped)))
 	for l := range v.all() {
 		out = appendHosts(out, l.PublicIPs)

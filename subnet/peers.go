@@ -18,18 +18,18 @@ const EpochGrace = 60 * time.Second
 type Peers struct {
 	seen    bool
 	epoch   store.Epoch
-	current []Lease
+	current []*Lease
 	// kept are the leases of a former epoch that are still carried, by key.
 	kept map[string]keptLease
 }
 
 type keptLease struct {
-	lease Lease
+	lease *Lease
 	until time.Time
 }
 
 // Current is what Update returned last.
-func (p *Peers) Current() []Lease { return p.current }
+func (p *Peers) Current() []*Lease { return p.current }
 
 // Update returns the leases to carry, in the order of their keys: all in v
 // but own, and for EpochGrace those that vanished together with the former
@@ -37,14 +37,14 @@ func (p *Peers) Current() []Lease { return p.current }
 // to be called again at recheck (zero: no need). While the store cannot be
 // reached it is not to be called, so that nothing is withdrawn. The slice is
 // valid until the next call: thousands of leases change one at a time.
-func (p *Peers) Update(v View, own Lease, now time.Time) (peers []Lease, recheck time.Time) {
+func (p *Peers) Update(v View, own Lease, now time.Time) (peers []*Lease, recheck time.Time) {
 	if p.seen && p.epoch != v.Epoch {
 		p.keep(now.Add(EpochGrace))
 	}
 	p.seen, p.epoch = true, v.Epoch
 	peers = slices.Grow(p.current[:0], len(v.Leases)+len(p.kept))
 	for _, l := range v.Leases {
-		if !ownLease(l, own) {
+		if !ownLease(l, &own) {
 			peers = append(peers, l)
 		}
 	}
@@ -53,7 +53,7 @@ func (p *Peers) Update(v View, own Lease, now time.Time) (peers []Lease, recheck
 		for _, k := range p.kept {
 			peers = append(peers, k.lease)
 		}
-		slices.SortFunc(peers, func(a, b Lease) int { return strings.Compare(a.Key, b.Key) })
+		slices.SortFunc(peers, func(a, b *Lease) int { return strings.Compare(a.Key, b.Key) })
 	}
 	p.current = peers
 	return peers, recheck
@@ -70,7 +70,7 @@ func (p *Peers) keep(until time.Time) {
 // drop forgets what is not to be kept any longer and returns when to look
 // again.
 func (p *Peers) drop(v View, own Lease, now time.Time) (recheck time.Time) {
-	present := newOccupied(append(slices.Clip(v.Leases), own))
+	present := newOccupied(append(slices.Clip(v.Leases), &own))
 	for key, k := range p.kept {
 		if !now.Before(k.until) || present.excludes(k.lease) {
 			delete(p.kept, key)
@@ -84,7 +84,7 @@ func (p *Peers) drop(v View, own Lease, now time.Time) (recheck time.Time) {
 }
 
 // ownLease says whether l is this host's: a tunnel to oneself leads nowhere.
-func ownLease(l, own Lease) bool {
+func ownLease(l, own *Lease) bool {
 	return l.Key == own.Key || sharesAddress(l.PublicIPs, own.PublicIPs) || overlapsAny(l.Subnets, own.Subnets)
 }
 
@@ -114,7 +114,7 @@ type occupied struct {
 	holders map[string]bool
 }
 
-func newOccupied(leases []Lease) occupied {
+func newOccupied(leases []*Lease) occupied {
 	o := occupied{holders: make(map[string]bool, 2*len(leases))}
 	for i := range leases {
 		o.subnets = append(o.subnets, leases[i].Subnets...)
@@ -127,7 +127,7 @@ func newOccupied(leases []Lease) occupied {
 }
 
 // holders are the names by which the holder of l is known.
-func holders(l Lease) []string {
+func holders(l *Lease) []string {
 	names := make([]string, 0, 3)
 	if l.Identity != "" {
 		names = append(names, l.Identity)
@@ -138,7 +138,7 @@ func holders(l Lease) []string {
 	return names
 }
 
-func (o occupied) excludes(l Lease) bool {
+func (o occupied) excludes(l *Lease) bool {
 	if slices.ContainsFunc(holders(l), func(name string) bool { return o.holders[name] }) {
 		return true
 	}

@@ -17,11 +17,15 @@ func peer(subnets, ip, identity string) Lease {
 }
 
 func viewOf(epoch store.Epoch, leases ...Lease) View {
-	slices.SortFunc(leases, func(a, b Lease) int { return strings.Compare(a.Key, b.Key) })
-	return View{Epoch: epoch, Leases: leases}
+	v := View{Epoch: epoch}
+	for _, l := range leases {
+		v.Leases = append(v.Leases, &l)
+	}
+	slices.SortFunc(v.Leases, func(a, b *Lease) int { return strings.Compare(a.Key, b.Key) })
+	return v
 }
 
-func keysOf(leases []Lease) string {
+func keysOf(leases []*Lease) string {
 	var s []string
 	for _, l := range leases {
 		s = append(s, strings.TrimPrefix(l.Key, SubnetsPrefix(testPrefix))+"="+joinAddrs(l.PublicIPs))

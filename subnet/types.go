@@ -72,6 +72,11 @@ type Host struct {
 	Drivers   []string     `json:"Drivers,omitempty"`
 	// Guard lists addresses that no container may reach: the embedded etcd's.
 	Guard []netip.AddrPort `json:"Guard,omitempty"`
+	// Probe is the TCP port of the responder on its tunnel addresses, with
+	// which peers find out whether TCP works through the tunnel; 0: none.
+	Probe uint16 `json:"Probe,omitempty"`
+	// Plain: it has a tunnel, and takes packets of pods without it too.
+	Plain bool `json:"Plain,omitempty"`
 }
 
 // Lifetimes in the store.
@@ -100,9 +105,9 @@ type View struct {
 	// ConfigErr says why Config is not valid (absent or wrong); Config then
 	// is the last valid one, zero if there was none.
 	ConfigErr error
-	// Leases that are usable, sorted by key, without the subnets of families
+	// Leases that are usable and immutable, sorted by key, without the subnets of families
 	// that Config does not enable.
-	Leases []Lease
+	Leases []*Lease
 	Hosts  map[string]Host
 	// Problems are the records that were skipped, one error each, stable text.
 	Problems []error
@@ -115,7 +120,7 @@ type View struct {
 
 	// skipped are the leases of Problems: they are not served, but what their
 	// keys say is taken.
-	skipped []Lease
+	skipped []*Lease
 	// hostRecs are Hosts as records, those of Problems too, at hostsRevision.
 	hostRecs      map[string]hostRecord
 	hostsRevision int64

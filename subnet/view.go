@@ -16,9 +16,9 @@ const maxHostSize = 64 << 10
 
 // leaseRecord is one key under subnets/, parsed once for each revision.
 type leaseRecord struct {
-	lease Lease // as parsed
-	err   error // of parsing
-	used  Lease // as it counts under the present configuration
+	lease *Lease // as parsed
+	err   error  // of parsing
+	used  *Lease // as it counts under the present configuration
 	// static says why it is unusable by itself under the present
 	// configuration; clash, why because of another record.
 	static, clash error
@@ -134,12 +134,13 @@ func (w *viewer) takeLeases(s store.Snapshot, newEpoch bool) {
 		if len(old) > 0 && old[0].lease.Key == kv.Key {
 			r, old = old[0], old[1:]
 		} else {
-			r = &leaseRecord{}
+			r = &leaseRecord{lease: &Lease{}}
 			added = append(added, r)
 		}
 		w.records = append(w.records, r)
 		if r.lease.Key == "" || r.lease.Revision != kv.ModRevision {
-			r.lease, r.err = parseLease(subnets, kv)
+			l, err := parseLease(subnets, kv)
+			r.lease, r.err = &l, err
 			r.judged, w.settled = false, false
 		}
 	}
@@ -221,7 +222,7 @@ func (w *viewer) view() View {
 		Epoch: w.epochs[subnetsPrefix], Revision: w.revision, hostsRevision: w.hostsRevision,
 		Fresh: slices.MinFunc(w.fresh[:], time.Time.Compare), hostRecs: w.hostRecs,
 	}
-	v.Leases = make([]Lease, 0, len(w.records))
+	v.Leases = make([]*Lease, 0, len(w.records))
 	var problems []error
 	for _, r := range w.records {
 		err := r.static
@@ -271,7 +272,10 @@ func (r *leaseRecord) judge(c Config) {
 	if r.err != nil {
 		return
 	}
-	r.used, r.static = r.lease.under(c)
+	used, err := r.lease.under(c)
+	if r.static = err; !slices.Equal(used.Subnets, r.lease.Subnets) {
+		r.used = &used
+	}
 	for _, ip := range r.used.PublicIPs {
 		for _, rg := range c.Ranges {
 			r.inside = r.inside || rg.Network.Contains(ip)

@@ -21,6 +21,7 @@ list() {
 		firewalld|firewalld|test|hosts whose packet filter somebody else owns
 		dbus-daemon|dbus-daemon|test|firewalld is spoken to through it
 		conntrack|conntrack|test|an independent view of connections
+		ovs-vswitchd|openvswitch-switch|test|a GRE peer that is no Linux tunnel
 		tcpdump|tcpdump|test|what is on the wire
 		dig|dnsutils|test|names
 		static:busybox|busybox-static|test|container images are made from it, no registry is needed
@@ -30,6 +31,9 @@ list() {
 		containerd|containerd|test|runs Docker's containers
 		ps|procps|test|finds what tests left behind
 		unshare|util-linux|test|hosts made of namespaces
+		qemu-system-x86_64|qemu-system-x86|test|a VM with Debian's kernel: GRE, IPIP, WireGuard, whatever this one lacks
+		depmod|kmod|test|that kernel's modules
+		xz|xz-utils|test|Debian compresses them since version 13
 	LIST
 }
 
@@ -83,6 +87,6 @@ for package in $missing; do
 	case $package in
 	etcd-server) $sudo systemctl -q disable etcd.service ;;
 	docker.io) $sudo systemctl -q disable docker.service docker.socket ;;
-	containerd | firewalld) $sudo systemctl -q disable $package.service ;;
+	containerd | firewalld | openvswitch-switch) $sudo systemctl -q disable $package.service ;;
 	esac || echo "note: could not switch off the service of $package" >&2
 done

@@ -3,10 +3,12 @@
 package backendtest
 
 import (
+	"cmp"
 	"encoding/json"
 	"errors"
 	"fmt"
 	"net/netip"
+	"slices"
 	"strings"
 	"testing"
 
@@ -22,8 +24,17 @@ type Suite struct {
 	Options json.RawMessage // the configuration's Backend; nil: defaults
 	// Wrong are Backend options that must be refused, by the field to name.
 	Wrong map[string]string
-	// Former are Backend options whose device is another than that of Options.
+	// Former are Backend options whose device is another than that of Options;
+	// nil: there are none.
 	Former json.RawMessage
+	// Beside are Backend options of another network of the same hosts, which
+	// Second makes devices for; nil: the protocol has no identifier.
+	Beside json.RawMessage
+	Second func() backend.Driver
+	// NoDevice: there is no interface that could be deleted.
+	NoDevice bool
+	// Only the named families, IPv4, IPv6, Dual; nil: all.
+	Only []string
 	// Damage deletes or breaks one kind of kernel object each, on a host that
 	// has peer as one of its peers: programs to run there.
 	Damage map[string]func(h *Host, peer subnet.Lease) []string
@@ -31,28 +42,45 @@ type Suite struct {
 	Hostile map[string]string
 	// Data makes BackendData of an invented peer; nil: peers need none.
 	Data func(n int) json.RawMessage
+	// Alike: hosts may have equal BackendData.
+	Alike bool
 	// MostWrites for one peer and family; 0: 4.
 	MostWrites int
+	// Many is how many peers are invented where there shall be many; 0: 5,000.
+	Many int
+	// Near: peers are only served on the underlay's own link.
+	Near bool
 }
 
 // Run tries the driver. It needs root.
 func Run(t *testing.T, s Suite) {
 	netnstest.NeedRoot(t)
 	for name, fams := range map[string]Families{"IPv4": {true, false}, "IPv6": {false, true}, "Dual": {true, true}} {
+		if s.Only != nil && !slices.Contains(s.Only, name) {
+			continue
+		}
 		t.Run(name, func(t *testing.T) {
-			for name, test := range map[string]func(*testing.T, Suite, Families){
-				"TrafficBothWaysAndFullSize":       testTraffic,
-				"RestartAdoptsWithoutLoss":         testRestart,
-				"PeerAddedMovedRemoved":            testMoves,
-				"StaleEntriesGo":                   testStale,
-				"DamageIsRepaired":                 testDamage,
-				"DeletedDeviceComesBackAsItWas":    testDeviceDeleted,
-				"CloseForwardsAndCleanupRemoves":   testCleanup,
-				"FormerConfigurationLeavesNothing": testFormer,
-				"WrongOptionsAreRefusedUntouched":  testWrong,
-				"NothingChangedNothingWritten":     testWrites,
-				"HostilePeersAreSkipped":           testHostile,
-			} {
+			tests := map[string]func(*testing.T, Suite, Families){
+				"TrafficBothWaysAndFullSize":      testTraffic,
+				"RestartAdoptsWithoutLoss":        testRestart,
+				"PeerAddedMovedRemoved":           testMoves,
+				"StaleEntriesGo":                  testStale,
+				"DamageIsRepaired":                testDamage,
+				"CloseForwardsAndCleanupRemoves":  testCleanup,
+				"WrongOptionsAreRefusedUntouched": testWrong,
+				"NothingChangedNothingWritten":    testWrites,
+				"HostilePeersAreSkipped":          testHostile,
+			}
+			if !s.NoDevice {
+				tests["DeletedDeviceComesBackAsItWas"] = testDeviceDeleted
+			}
+			if s.Former != nil {
+				tests["FormerConfigurationLeavesNothing"] = testFormer
+			}
+			if s.Beside != nil {
+				tests["TwoNetworksBesideEachOther"] = testBeside
+			}
+			for name, test := range tests {
 				t.Run(name, func(t *testing.T) { test(t, s, fams) })
 			}
 		})
@@ -205,10 +233,7 @@ func testDeviceDeleted(t *testing.T, s Suite, fams Families) {
 	c.up(t)
 	a, b := c.Hosts[0], c.Hosts[1]
 	info := a.Device.Info()
-	if info.Link == "" {
-		t.Skip("has no device")
-	}
-	for _, name := range append([]string{info.Link}, info.MoreLinks...) {
+	for _, name := range a.Links(t) {
 		ip(t, a.NS, "link", "del", name)
 	}
 	a.Device.Forget()
@@ -221,7 +246,7 @@ func testDeviceDeleted(t *testing.T, s Suite, fams Families) {
 
 	// And while nobody looked: what peers know still holds.
 	a.Device.Close()
-	for _, name := range append([]string{info.Link}, info.MoreLinks...) {
+	for _, name := range a.Links(t) {
 		ip(t, a.NS, "link", "del", name)
 	}
 	a.Open(t)
@@ -243,9 +268,7 @@ func testCleanup(t *testing.T, s Suite, fams Families) {
 	}
 	a.Reach(t, b)
 	for range 2 { // it may be called again
-		if err := a.NS.Do(func() error { return a.driver.Cleanup(t.Context()) }); err != nil {
-			t.Fatal(err)
-		}
+		a.Cleanup(t)
 	}
 	ip(t, a.NS, "link", "set", "pod0", "mtu", "1500")
 	if got := lines(a.State(t)); got != clean {
@@ -257,8 +280,12 @@ func testWrites(t *testing.T, s Suite, fams Families) {
 	c := NewCluster(t, s, fams, 1)
 	c.up(t)
 	h := c.Hosts[0]
-	const n = 5000
+	n := cmp.Or(s.Many, 5000)
 	peers := h.invented(n + 1)
+	if s.Near {
+		ip(t, h.NS, "route", "add", "172.16.0.0/12", "dev", "eth0")
+		ip(t, h.NS, "-6", "route", "add", "fd78::/16", "dev", "eth0")
+	}
 	sync := func(peers []subnet.Lease) uint64 {
 		t.Helper()
 		before := h.writes(t)
@@ -344,6 +371,8 @@ func testHostile(t *testing.T, s Suite, fams Families) {
 		for name, value := range data {
 			bad[name] = func(l *subnet.Lease) { l.Data = subnet.BackendData{V4: raw(value), V6: raw(value)} }
 		}
+	}
+	if s.Data != nil && !s.Alike {
 		bad["our data"] = func(l *subnet.Lease) { l.Data = a.Own.Data }
 		bad["a peer's data"] = func(l *subnet.Lease) { l.Data = b.Own.Data }
 	}
@@ -356,7 +385,7 @@ func testHostile(t *testing.T, s Suite, fams Families) {
 		peers = append(peers, l)
 	}
 	for range 2 {
-		err := a.Device.Sync(t.Context(), a.Own, peers)
+		err := a.Device.Sync(t.Context(), &a.Own, Peers(peers...))
 		told := map[string]bool{}
 		for _, e := range split(err) {
 			pe, ok := errors.AsType[*backend.PeerError](e)

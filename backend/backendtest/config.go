@@ -11,17 +11,12 @@ import (
 
 // testFormer changes the configuration while nobody looks.
 func testFormer(t *testing.T, s Suite, fams Families) {
-	if s.Former == nil {
-		t.Skip("has one device whatever the options")
-	}
 	c := NewCluster(t, s, fams, 2)
 	c.up(t)
 	a, b := c.Hosts[0], c.Hosts[1]
 	before := lines(a.State(t))
 	a.Device.Close()
-	if err := a.NS.Do(func() error { return a.driver.Cleanup(t.Context()) }); err != nil {
-		t.Fatal(err)
-	}
+	a.Cleanup(t)
 	c.Config.Backend.Raw = s.Former
 	a.Open(t)
 	a.Sync(t)

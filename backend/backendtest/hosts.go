@@ -3,6 +3,7 @@ package backendtest
 import (
 	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"net/netip"
 	"os/exec"
@@ -10,6 +11,7 @@ import (
 	"testing"
 
 	"github.com/flanneld/flanneld/backend"
+	"github.com/flanneld/flanneld/backend/routed"
 	"github.com/flanneld/flanneld/kernel/netns"
 	"github.com/flanneld/flanneld/kernel/netns/netnstest"
 	"github.com/flanneld/flanneld/subnet"
@@ -118,9 +120,16 @@ func subnetOf(r subnet.Range, n byte) netip.Prefix {
 // Open opens the host's device with a new driver, as a started daemon does.
 func (h *Host) Open(t *testing.T) {
 	t.Helper()
-	h.driver = h.cluster.suite.Driver()
+	driver := h.cluster.suite.Driver()
+	h.driver = driver
+	t.Cleanup(func() {
+		// A device that a process serves would keep the namespace alive.
+		if err := h.NS.Do(func() error { return driver.Cleanup(context.WithoutCancel(t.Context())) }); err != nil {
+			t.Error(err)
+		}
+	})
 	err := h.NS.Do(func() (err error) {
-		h.Device, err = h.driver.Open(t.Context(), h.cluster.Config, h.Underlay, fmt.Sprintf("identity-%d", h.number))
+		h.Device, err = driver.Open(t.Context(), h.cluster.Config, h.Underlay, fmt.Sprintf("identity-%d", h.number))
 		return err
 	})
 	if err != nil {
@@ -152,7 +161,28 @@ func (h *Host) Peers() []subnet.Lease {
 // Sync syncs with the given peers and fails the test if it fails.
 func (h *Host) Sync(t *testing.T, peers ...subnet.Lease) {
 	t.Helper()
-	if err := h.Device.Sync(t.Context(), h.Own, peers); err != nil {
+	own := h.Own
+	if err := h.Device.Sync(t.Context(), &own, Peers(peers...)); err != nil {
+		t.Fatal(err)
+	}
+}
+
+// Peers are leases as a device is told them, each a copy.
+func Peers(leases ...subnet.Lease) []backend.Peer {
+	var out []backend.Peer
+	for _, l := range leases {
+		out = append(out, backend.Peer{Lease: &l})
+	}
+	return out
+}
+
+// Cleanup removes everything that drivers of this host made.
+func (h *Host) Cleanup(t *testing.T) {
+	t.Helper()
+	err := h.NS.Do(func() error {
+		return errors.Join(h.driver.Cleanup(t.Context()), routed.RemoveRoutes(t.Context(), nil))
+	})
+	if err != nil {
 		t.Fatal(err)
 	}
 }
@@ -168,12 +198,29 @@ func (c *Cluster) up(t *testing.T) {
 	}
 }
 
+// Links are the interfaces of the device that the kernel has: a name of Info
+// that ends in * is every one that begins so.
+func (h *Host) Links(t *testing.T) []string {
+	t.Helper()
+	info := h.Device.Info()
+	var out []string
+	for line := range strings.Lines(netnstest.Run(t, h.NS, "ip", "-br", "link")) {
+		name, _, _ := strings.Cut(strings.Fields(line)[0], "@")
+		for _, want := range append([]string{info.Link}, info.MoreLinks...) {
+			if begin, many := strings.CutSuffix(want, "*"); name == want || many && strings.HasPrefix(name, begin) {
+				out = append(out, name)
+			}
+		}
+	}
+	return out
+}
+
 // writes counts what the device wrote, if it can tell.
 func (h *Host) writes(t *testing.T) uint64 {
 	t.Helper()
 	w, ok := h.Device.(interface{ Writes() uint64 })
 	if !ok {
-		t.Skipf("%T does not count its writes", h.Device)
+		t.Fatalf("%T does not count its writes", h.Device)
 	}
 	return w.Writes()
 }

@@ -23,6 +23,8 @@ func normal(line string) string {
 		regexp.MustCompile(`(valid_lft|preferred_lft) \w+`),
 		regexp.MustCompile(`expires \d+sec`),
 		regexp.MustCompile(`@if\d+`),
+		regexp.MustCompile(`permaddr \S+`), // of tunnels over IPv6: random
+		regexp.MustCompile(`\w+_timer +[\d.]+`),
 		regexp.MustCompile(`link-netnsid \d+`),
 		regexp.MustCompile(`state (UNKNOWN|UP|DOWN|LOWERLAYERDOWN)`),
 	} {

@@ -7,6 +7,7 @@ import (
 	"testing"
 
 	"github.com/flanneld/flanneld/backend"
+	"github.com/flanneld/flanneld/backend/backendtest"
 	"github.com/flanneld/flanneld/subnet"
 )
 
@@ -39,7 +40,7 @@ func TestTheElderHasWhatIsContested(t *testing.T) {
 			}
 			sync := func(want string, peers ...subnet.Lease) {
 				t.Helper()
-				err := dev.Sync(t.Context(), a.own, peers)
+				err := dev.Sync(t.Context(), &a.own, backendtest.Peers(peers...))
 				pe, ok := errors.AsType[*backend.PeerError](err)
 				if len(peers) == 2 && (!ok || pe.Peer.Key != later.Key || len(pe.Served) != 0) || len(peers) == 1 && err != nil {
 					t.Errorf("got %v", err)
@@ -74,18 +75,18 @@ func TestALeaseTakenAnewIsYounger(t *testing.T) {
 	x, y := leaseOf(10), leaseOf(20)
 	y.Data, x.Created, y.Created = x.Data, 5, 6
 	for _, unserved := range []string{y.Key, x.Key} {
-		err := dev.Sync(t.Context(), a.own, []subnet.Lease{x, y})
+		err := dev.Sync(t.Context(), &a.own, backendtest.Peers(x, y))
 		if pe, ok := errors.AsType[*backend.PeerError](err); !ok || pe.Peer.Key != unserved {
 			t.Errorf("got %v, want %s unserved", err, unserved)
 		}
 		x.Created = 7
 	}
-	if err := dev.Sync(t.Context(), a.own, []subnet.Lease{x}); err != nil {
+	if err := dev.Sync(t.Context(), &a.own, backendtest.Peers(x)); err != nil {
 		t.Fatal(err)
 	}
 	before := dev.(*Device).Writes()
 	x.Created = 8
-	if err := dev.Sync(t.Context(), a.own, []subnet.Lease{x}); err != nil || dev.(*Device).Writes() != before {
+	if err := dev.Sync(t.Context(), &a.own, backendtest.Peers(x)); err != nil || dev.(*Device).Writes() != before {
 		t.Errorf("%v, %d writes for a lease that says the same", err, dev.(*Device).Writes()-before)
 	}
 }
@@ -95,7 +96,7 @@ func TestPeerErrorsTellWhichFamilyIsServed(t *testing.T) {
 	dev := a.mustOpen(t)
 	half := leaseOf(10)
 	half.Data.V6 = nil
-	err := dev.Sync(t.Context(), a.own, []subnet.Lease{half})
+	err := dev.Sync(t.Context(), &a.own, backendtest.Peers(half))
 	if pe, ok := errors.AsType[*backend.PeerError](err); !ok || !slices.Equal(pe.Served, half.PublicIPs[:1]) {
 		t.Errorf("got %+v", pe)
 	}

@@ -8,6 +8,7 @@ import (
 
 	"github.com/flanneld/flanneld/backend"
 	"github.com/flanneld/flanneld/backend/backendtest"
+	"github.com/flanneld/flanneld/backend/routed"
 	"github.com/flanneld/flanneld/backend/vxlan"
 	"github.com/flanneld/flanneld/subnet"
 )
@@ -46,6 +47,8 @@ func suite() backendtest.Suite {
 	return backendtest.Suite{
 		Driver: func() backend.Driver { return vxlan.Driver{} },
 		Type:   "vxlan",
+		Second: func() backend.Driver { return vxlan.Driver{Options: routed.Options{KeepOthers: true}} },
+		Beside: json.RawMessage(`{"Type":"vxlan","VNI":2}`),
 		Former: json.RawMessage(`{"Type":"vxlan","VNI":77,"Port":4789}`),
 		Wrong: map[string]string{
 			"Backend.VIN":  `{"VIN":1}`,

@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"strconv"
 
+	"github.com/flanneld/flanneld/backend/routed"
 	"github.com/flanneld/flanneld/kernel/link"
 )
 
@@ -54,7 +55,7 @@ func slowData(raw []byte) (vni int64, mac link.MAC, err error) {
 		VtepMAC *string
 	}
 	if err := json.Unmarshal(raw, &v); err != nil {
-		return 0, mac, fmt.Errorf("BackendData %s: must be as in {\"VNI\":1,\"VtepMAC\":\"46:0a:5c:00:00:01\"}", clip(string(raw)))
+		return 0, mac, fmt.Errorf("BackendData %s: must be as in {\"VNI\":1,\"VtepMAC\":\"46:0a:5c:00:00:01\"}", routed.Clip(string(raw)))
 	}
 	vni = -1
 	if v.VNI != nil {
@@ -64,7 +65,7 @@ func slowData(raw []byte) (vni int64, mac link.MAC, err error) {
 		return 0, mac, errors.New("BackendData has no VtepMAC")
 	}
 	if mac, err = link.ParseMAC(*v.VtepMAC); err != nil {
-		return 0, mac, fmt.Errorf("VtepMAC %q: must be six bytes as in 46:0a:5c:00:00:01", clip(*v.VtepMAC))
+		return 0, mac, fmt.Errorf("VtepMAC %q: must be six bytes as in 46:0a:5c:00:00:01", routed.Clip(*v.VtepMAC))
 	}
 	return vni, mac, nil
 }

@@ -10,6 +10,7 @@ import (
 	"testing"
 
 	"github.com/flanneld/flanneld/backend"
+	"github.com/flanneld/flanneld/backend/backendtest"
 	"github.com/flanneld/flanneld/kernel/netns"
 	"github.com/flanneld/flanneld/kernel/netns/netnstest"
 	"github.com/flanneld/flanneld/subnet"
@@ -136,7 +137,7 @@ func TestDeviceIsQuiet(t *testing.T) {
 	a := newAlone(t, "")
 	a.run(t, "sysctl -qw net.ipv4.conf.all.rp_filter=1 net.ipv6.conf.default.accept_ra=2")
 	dev := a.mustOpen(t)
-	if err := dev.Sync(t.Context(), a.own, nil); err != nil {
+	if err := dev.Sync(t.Context(), &a.own, nil); err != nil {
 		t.Fatal(err)
 	}
 	for _, name := range []string{"flannel.1", "flannel-v6.1"} {
@@ -161,7 +162,7 @@ func TestAddressFollowsTheLease(t *testing.T) {
 	for _, n := range []int{2, 3} {
 		own := a.own
 		own.Subnets = leaseOf(n).Subnets
-		if err := dev.Sync(t.Context(), own, peers); err != nil {
+		if err := dev.Sync(t.Context(), &own, backendtest.Peers(peers...)); err != nil {
 			t.Fatal(err)
 		}
 		if got := strings.Fields(a.run(t, "ip -4 -br addr show dev flannel.1"))[2:]; len(got) != 1 || got[0] != fmt.Sprintf("10.1.%d.0/32", n) {
@@ -177,6 +178,55 @@ func TestAddressFollowsTheLease(t *testing.T) {
 	}
 }
 
+// wayOf fails the test unless the peer of leaseOf(10) is reached that way in
+// both families, and by nothing else.
+func (a *alone) wayOf(t *testing.T, direct bool) {
+	t.Helper()
+	routes := a.run(t, "ip route show 10.1.10.0/24") + a.run(t, "ip -6 route show fd00:1:0:a::/64")
+	rest := a.run(t, "bridge fdb show dev flannel.1") + a.run(t, "bridge fdb show dev flannel-v6.1") + a.run(t, "ip neigh show nud permanent")
+	if strings.Count(routes, "\n") != 2 || strings.Count(routes, "proto 102 metric 11") != 2 {
+		t.Errorf("routes %s", routes)
+	}
+	if direct && (strings.Count(routes, "dev eth0") != 2 || strings.Contains(rest, "46:00:00")) {
+		t.Errorf("not direct: %s%s", routes, rest)
+	}
+	if !direct && (strings.Count(routes, "onlink") != 2 || strings.Count(rest, "46:00:00") != 4) {
+		t.Errorf("not by the tunnel: %s%s", routes, rest)
+	}
+}
+
+func TestTheWayToAPeerIsAsTold(t *testing.T) {
+	a := newAlone(t, "")
+	dev := a.mustOpen(t)
+	near := leaseOf(10)
+	sync := func(way backend.Way, direct bool) {
+		t.Helper()
+		if err := dev.Sync(t.Context(), &a.own, []backend.Peer{{Lease: &near, Way: way}}); err != nil {
+			t.Fatal(err)
+		}
+		a.wayOf(t, direct)
+	}
+	sync(backend.WayUnknown, false)
+	sync(backend.WayPlain, true)
+	sync(backend.WayUnknown, true)
+	dev.Forget()
+	sync(backend.WayUnknown, true)
+	dev.Close()
+	dev = a.mustOpen(t)
+	sync(backend.WayUnknown, true) // a restart changes nothing
+	before := dev.(*Device).Writes()
+	sync(backend.WayPlain, true)
+	if n := dev.(*Device).Writes() - before; n != 0 {
+		t.Errorf("%d writes to learn that all is right", n)
+	}
+	sync(backend.WayTunnel, false)
+	sync(backend.WayUnknown, false)
+	a.run(t, "ip route add 192.168.77.10/32 via 192.168.77.1")
+	a.run(t, "ip -6 route add fd77::a/128 via fd77::1")
+	dev.Forget()
+	sync(backend.WayPlain, false) // it is on another link
+}
+
 func TestDirectRoutingBypassesTheTunnelOnOneLink(t *testing.T) {
 	a := newAlone(t, `{"DirectRouting":true}`)
 	a.run(t, "ip route add default via 192.168.77.1")
@@ -185,26 +235,12 @@ func TestDirectRoutingBypassesTheTunnelOnOneLink(t *testing.T) {
 	far := leaseOf(10)
 	far.PublicIPs = []netip.Addr{netip.MustParseAddr("172.16.0.10"), netip.MustParseAddr("fd78::10")}
 	near := leaseOf(10)
-	check := func(direct bool) {
-		t.Helper()
-		routes := a.run(t, "ip route show 10.1.10.0/24") + a.run(t, "ip -6 route show fd00:1:0:a::/64")
-		rest := a.run(t, "bridge fdb show dev flannel.1") + a.run(t, "bridge fdb show dev flannel-v6.1") + a.run(t, "ip neigh show nud permanent")
-		if strings.Count(routes, "\n") != 2 || strings.Count(routes, "proto 102 metric 11") != 2 {
-			t.Errorf("routes %s", routes)
-		}
-		if direct && (strings.Count(routes, "dev eth0") != 2 || strings.Contains(rest, "46:00:00")) {
-			t.Errorf("not direct: %s%s", routes, rest)
-		}
-		if !direct && (strings.Count(routes, "onlink") != 2 || strings.Count(rest, "46:00:00") != 4) {
-			t.Errorf("not by the tunnel: %s%s", routes, rest)
-		}
-	}
 	for range 2 { // there and back
 		for _, peer := range []subnet.Lease{far, near} {
-			if err := dev.Sync(t.Context(), a.own, []subnet.Lease{peer}); err != nil {
+			if err := dev.Sync(t.Context(), &a.own, backendtest.Peers(peer)); err != nil {
 				t.Fatal(err)
 			}
-			check(peer.PublicIPs[0] == near.PublicIPs[0])
+			a.wayOf(t, peer.PublicIPs[0] == near.PublicIPs[0])
 		}
 	}
 	// The way to the peer changes while its lease does not.
@@ -213,31 +249,31 @@ func TestDirectRoutingBypassesTheTunnelOnOneLink(t *testing.T) {
 		a.run(t, "ip "+fams+" route add "+target)
 	}
 	dev.Forget()
-	if err := dev.Sync(t.Context(), a.own, []subnet.Lease{near}); err != nil {
+	if err := dev.Sync(t.Context(), &a.own, backendtest.Peers(near)); err != nil {
 		t.Fatal(err)
 	}
-	check(false)
+	a.wayOf(t, false)
 	a.run(t, "ip route del 192.168.77.10/32")
 	a.run(t, "ip -6 route del fd77::a/128")
 	// A restart without the option takes leftovers of the bypass away.
 	dev.Forget()
-	if err := dev.Sync(t.Context(), a.own, []subnet.Lease{near}); err != nil {
+	if err := dev.Sync(t.Context(), &a.own, backendtest.Peers(near)); err != nil {
 		t.Fatal(err)
 	}
-	check(true)
+	a.wayOf(t, true)
 	dev.Close()
-	a.cfg.Backend.Raw = nil
+	a.cfg.Backend.Raw = json.RawMessage(`{"DirectRouting":false}`)
 	dev = a.mustOpen(t)
-	if err := dev.Sync(t.Context(), a.own, []subnet.Lease{near}); err != nil {
+	if err := dev.Sync(t.Context(), &a.own, backendtest.Peers(near)); err != nil {
 		t.Fatal(err)
 	}
-	check(false)
+	a.wayOf(t, false)
 }
 
 func TestOthersRoutesAreLeftAlone(t *testing.T) {
 	a := newAlone(t, "")
 	dev := a.mustOpen(t)
-	if err := dev.Sync(t.Context(), a.own, nil); err != nil {
+	if err := dev.Sync(t.Context(), &a.own, nil); err != nil {
 		t.Fatal(err)
 	}
 	theirs := []string{"172.20.0.0/16 dev flannel.1", "10.1.50.0/24 via 192.168.77.9 dev eth0", "10.9.0.0/16 via 192.168.77.9 dev eth0 proto 102"}
@@ -246,13 +282,13 @@ func TestOthersRoutesAreLeftAlone(t *testing.T) {
 	}
 	for range 2 {
 		dev.Forget()
-		if err := dev.Sync(t.Context(), a.own, []subnet.Lease{leaseOf(60)}); err != nil {
+		if err := dev.Sync(t.Context(), &a.own, backendtest.Peers(leaseOf(60))); err != nil {
 			t.Fatal(err)
 		}
 		dev.Close()
 		dev = a.mustOpen(t)
 	}
-	if err := dev.Sync(t.Context(), a.own, nil); err != nil {
+	if err := dev.Sync(t.Context(), &a.own, nil); err != nil {
 		t.Fatal(err)
 	}
 	all := a.run(t, "ip route")
@@ -269,7 +305,7 @@ func TestAPeerThatTheKernelRefusesIsTriedAgain(t *testing.T) {
 	peers := []subnet.Lease{leaseOf(10), leaseOf(11)}
 	a.run(t, "ip addr add 10.1.11.0/32 dev far0") // a gateway that is this host itself
 	for range 2 {
-		err := dev.Sync(t.Context(), a.own, peers)
+		err := dev.Sync(t.Context(), &a.own, backendtest.Peers(peers...))
 		pe, ok := errors.AsType[*backend.PeerError](err)
 		if !ok || pe.Peer.Key != peers[1].Key {
 			t.Fatalf("got %v", err)
@@ -277,7 +313,7 @@ func TestAPeerThatTheKernelRefusesIsTriedAgain(t *testing.T) {
 		a.run(t, "ip route get 10.1.10.1")
 	}
 	a.run(t, "ip addr del 10.1.11.0/32 dev far0")
-	if err := dev.Sync(t.Context(), a.own, peers); err != nil {
+	if err := dev.Sync(t.Context(), &a.own, backendtest.Peers(peers...)); err != nil {
 		t.Fatal(err)
 	}
 	if got := a.run(t, "ip route show dev flannel.1"); strings.Count(got, "onlink") != 2 {
@@ -289,16 +325,16 @@ func TestUnderlayMadeAnew(t *testing.T) {
 	a := newAlone(t, "")
 	dev := a.mustOpen(t)
 	peers := []subnet.Lease{leaseOf(10)}
-	if err := dev.Sync(t.Context(), a.own, peers); err != nil {
+	if err := dev.Sync(t.Context(), &a.own, backendtest.Peers(peers...)); err != nil {
 		t.Fatal(err)
 	}
 	a.run(t, "ip link del eth0")
 	dev.Forget()
-	if err := dev.Sync(t.Context(), a.own, peers); err == nil || !strings.Contains(err.Error(), "eth0") {
+	if err := dev.Sync(t.Context(), &a.own, backendtest.Peers(peers...)); err == nil || !strings.Contains(err.Error(), "eth0") {
 		t.Errorf("got %v", err)
 	}
 	underlayOf(t, a.ns, "192.168.77.2/24", "fd77::2/64")
-	if err := dev.Sync(t.Context(), a.own, peers); err != nil {
+	if err := dev.Sync(t.Context(), &a.own, backendtest.Peers(peers...)); err != nil {
 		t.Fatal(err)
 	}
 	if got := a.run(t, "ip route show dev flannel.1"); strings.Count(got, "onlink") != 1 {
@@ -314,14 +350,14 @@ func TestOneFamilysTroubleDoesNotStopTheOther(t *testing.T) {
 	a.run(t, "ip link add theirs type vxlan id 1 local fd77::2 dev eth0 dstport 8472 nolearning")
 	dev.Forget()
 	for range 2 {
-		err := dev.Sync(t.Context(), a.own, peers)
+		err := dev.Sync(t.Context(), &a.own, backendtest.Peers(peers...))
 		if err == nil || !strings.Contains(err.Error(), "theirs") {
 			t.Errorf("got %v", err)
 		}
 		a.run(t, "ip route get 10.1.10.1")
 	}
 	a.run(t, "ip link del theirs")
-	if err := dev.Sync(t.Context(), a.own, peers); err != nil {
+	if err := dev.Sync(t.Context(), &a.own, backendtest.Peers(peers...)); err != nil {
 		t.Fatal(err)
 	}
 	if got := a.run(t, "ip -6 route show dev flannel-v6.1"); strings.Count(got, "onlink") != 1 {
@@ -333,7 +369,7 @@ func TestIPv6IsOnWhereTheHostsDefaultIsOff(t *testing.T) {
 	a := newAlone(t, "")
 	a.run(t, "sysctl -qw net.ipv6.conf.default.disable_ipv6=1")
 	dev := a.mustOpen(t)
-	if err := dev.Sync(t.Context(), a.own, []subnet.Lease{leaseOf(10)}); err != nil {
+	if err := dev.Sync(t.Context(), &a.own, backendtest.Peers(leaseOf(10))); err != nil {
 		t.Fatal(err)
 	}
 }

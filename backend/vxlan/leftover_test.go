@@ -6,6 +6,8 @@ import (
 	"testing"
 
 	"github.com/flanneld/flanneld/backend"
+	"github.com/flanneld/flanneld/backend/backendtest"
+	"github.com/flanneld/flanneld/backend/routed"
 	"github.com/flanneld/flanneld/subnet"
 )
 
@@ -38,12 +40,12 @@ func TestDevicesOfFormerConfigurationsGoAfterTheFirstSync(t *testing.T) {
 	a.run(t, "ip link del flannel-v6.1")
 	a.run(t, "ip link add blocks type vxlan id 1 local fd77::2 dev eth0 dstport 8472 nolearning")
 	dev.Forget()
-	_ = dev.Sync(t.Context(), a.own, []subnet.Lease{leaseOf(10), bad})
+	_ = dev.Sync(t.Context(), &a.own, backendtest.Peers(leaseOf(10), bad))
 	if got := a.names(t); !strings.Contains(got, "flannel.77") {
 		t.Errorf("devices %s after a Sync that did not succeed", got)
 	}
 	a.run(t, "ip link del blocks")
-	_ = dev.Sync(t.Context(), a.own, []subnet.Lease{leaseOf(10), bad}) // one peer's fault is its own
+	_ = dev.Sync(t.Context(), &a.own, backendtest.Peers(leaseOf(10), bad)) // one peer's fault is its own
 	if got := a.names(t); got != "flannel.x theirs flannel.1 flannel-v6.1" {
 		t.Errorf("devices %s after Sync", got)
 	}
@@ -51,7 +53,7 @@ func TestDevicesOfFormerConfigurationsGoAfterTheFirstSync(t *testing.T) {
 	if got := a.run(t, "ip route get 10.1.10.1"); !strings.Contains(got, "dev flannel.1 ") {
 		t.Errorf("a peer is reached by %s", got)
 	}
-	if err := dev.Sync(t.Context(), a.own, []subnet.Lease{leaseOf(10)}); err != nil {
+	if err := dev.Sync(t.Context(), &a.own, backendtest.Peers(leaseOf(10))); err != nil {
 		t.Error(err)
 	}
 }
@@ -61,7 +63,7 @@ func TestAFamilyThatIsNoLongerEnabledLeavesNoDevice(t *testing.T) {
 	a.mustOpen(t).Close()
 	a.cfg.Ranges = a.cfg.Ranges[:1]
 	a.own.Subnets = a.own.Subnets[:1]
-	if err := a.mustOpen(t).Sync(t.Context(), a.own, nil); err != nil {
+	if err := a.mustOpen(t).Sync(t.Context(), &a.own, nil); err != nil {
 		t.Fatal(err)
 	}
 	if got := a.names(t); got != "flannel.1" {
@@ -77,7 +79,7 @@ func TestNetworksBesideEachOtherKeepTheirDevices(t *testing.T) {
 	var devs []backend.Device
 	for _, host := range []*alone{a, &other} {
 		err := host.ns.Do(func() error {
-			dev, err := Driver{KeepOthers: true}.Open(t.Context(), host.cfg, host.u, "identity")
+			dev, err := Driver{routed.Options{KeepOthers: true}}.Open(t.Context(), host.cfg, host.u, "identity")
 			devs = append(devs, dev)
 			return err
 		})
@@ -87,7 +89,7 @@ func TestNetworksBesideEachOtherKeepTheirDevices(t *testing.T) {
 		defer devs[len(devs)-1].Close()
 	}
 	for i, host := range []*alone{a, &other} {
-		if err := devs[i].Sync(t.Context(), host.own, nil); err != nil {
+		if err := devs[i].Sync(t.Context(), &host.own, nil); err != nil {
 			t.Fatal(err)
 		}
 	}
@@ -102,7 +104,7 @@ func TestARenamedDeviceComesBack(t *testing.T) {
 			a := newAlone(t, "")
 			dev := a.mustOpen(t)
 			peers := []subnet.Lease{leaseOf(10)}
-			if err := dev.Sync(t.Context(), a.own, peers); err != nil {
+			if err := dev.Sync(t.Context(), &a.own, backendtest.Peers(peers...)); err != nil {
 				t.Fatal(err)
 			}
 			info := dev.Info()
@@ -116,7 +118,7 @@ func TestARenamedDeviceComesBack(t *testing.T) {
 			} else {
 				dev.Forget()
 			}
-			if err := dev.Sync(t.Context(), a.own, peers); err != nil {
+			if err := dev.Sync(t.Context(), &a.own, backendtest.Peers(peers...)); err != nil {
 				t.Fatal(err)
 			}
 			if got := a.names(t); got != "flannel.1 flannel-v6.1" {

@@ -6,6 +6,8 @@ import (
 	"time"
 
 	"github.com/flanneld/flanneld/backend"
+	"github.com/flanneld/flanneld/backend/backendtest"
+	"github.com/flanneld/flanneld/backend/routed"
 	"github.com/flanneld/flanneld/kernel/link"
 )
 
@@ -20,7 +22,7 @@ func TestMonitorsDoNotHearTheDriver(t *testing.T) {
 		if m, err = link.NewMonitor(link.Watch{Devices: []string{"flannel.1", "flannel-v6.1"}, Underlay: []string{"eth0"}}, own); err != nil {
 			return err
 		}
-		dev, err = Driver{Own: own}.Open(t.Context(), a.cfg, a.u, "identity")
+		dev, err = Driver{routed.Options{Own: own}}.Open(t.Context(), a.cfg, a.u, "identity")
 		return err
 	})
 	if err != nil {
@@ -47,7 +49,7 @@ func TestMonitorsDoNotHearTheDriver(t *testing.T) {
 		}
 	}
 	for _, n := range []int{4000, 3000, 4000} {
-		if err := dev.Sync(t.Context(), a.own, peers[:n]); err != nil {
+		if err := dev.Sync(t.Context(), &a.own, backendtest.Peers(peers[:n]...)); err != nil {
 			t.Fatal(err)
 		}
 		quiet("own writes")
@@ -71,7 +73,7 @@ func TestMonitorsDoNotHearTheDriver(t *testing.T) {
 		}
 		w := dev.(*Device).Writes()
 		dev.Forget()
-		if err := dev.Sync(t.Context(), a.own, peers); err != nil {
+		if err := dev.Sync(t.Context(), &a.own, backendtest.Peers(peers...)); err != nil {
 			t.Fatal(err)
 		}
 		if dev.(*Device).Writes() == w {

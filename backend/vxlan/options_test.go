@@ -8,6 +8,7 @@ import (
 	"testing"
 
 	"github.com/flanneld/flanneld/backend"
+	"github.com/flanneld/flanneld/backend/routed"
 	"github.com/flanneld/flanneld/subnet"
 )
 
@@ -21,17 +22,17 @@ func configOf(backendJSON string, networks ...string) subnet.Config {
 }
 
 func TestOptionsAreFlannels(t *testing.T) {
-	plain := options{VNI: 1, Port: 8472}
+	plain := options{VNI: 1, Port: 8472, Direct: routed.ByWay}
 	for name, c := range map[string]struct {
 		in   string
 		want options
 	}{
 		"absent":         {``, plain},
 		"type alone":     {`{"Type":"vxlan"}`, plain},
-		"all":            {`{"Type":"vxlan","VNI":7,"Port":4789,"MTU":1400,"GBP":true,"Learning":true,"DirectRouting":true}`, options{7, 4789, 1400, true, true}},
-		"any case":       {`{"type":"vxlan","vni":7,"directrouting":true}`, options{VNI: 7, Port: 8472, DirectRouting: true}},
+		"all":            {`{"Type":"vxlan","VNI":7,"Port":4789,"MTU":1400,"GBP":true,"Learning":true,"DirectRouting":true}`, options{7, 4789, 1400, true, routed.Always}},
+		"any case":       {`{"type":"vxlan","vni":7,"directrouting":true}`, options{VNI: 7, Port: 8472, Direct: routed.Always}},
 		"port 0":         {`{"Port":0}`, plain},
-		"VNI 0":          {`{"VNI":0}`, options{VNI: 0, Port: 8472}},
+		"VNI 0":          {`{"VNI":0}`, options{VNI: 0, Port: 8472, Direct: routed.ByWay}},
 		"for Windows":    {`{"Name":"x","MacPrefix":"0E-2A"}`, plain},
 		"null is absent": {`{"GBP":null}`, plain},
 	} {
@@ -101,42 +102,11 @@ func TestMTUIsTheUnderlaysLessTheTunnels(t *testing.T) {
 			if err != nil {
 				t.Fatal(err)
 			}
-			tun, err := newTunnel(cfg.Ranges[0], o, u, "id")
-			if (err == nil) != (c.want > 0) || err == nil && tun.mtu != c.want {
-				t.Errorf("got %v, %v, want %d", tun, err, c.want)
+			v, err := newVTEP(cfg.Ranges[0], o, u, "id")
+			if (err == nil) != (c.want > 0) || err == nil && v.MTU != c.want {
+				t.Errorf("got %+v, %v, want %d", v, err, c.want)
 			}
 		})
-	}
-}
-
-func TestMetricsAreDistinctAndNeverZero(t *testing.T) {
-	for network, bits := range map[string]int{"10.0.0.0/8": 24, "10.1.0.0/16": 30, "fd00:1::/48": 64, "fd00::/32": 64, "fd00::/64": 96} {
-		r := subnet.Range{Network: netip.MustParsePrefix(network), SubnetLen: bits}
-		seen := map[uint32]netip.Addr{}
-		for i := range 1 << min(14, bits-r.Network.Bits()) {
-			raw := r.Network.Addr().AsSlice()
-			for bit := range 14 { // bit of i → bit of the subnet's number
-				if i>>bit&1 == 1 {
-					at := bits - 1 - bit
-					raw[at/8] |= 1 << (7 - at%8)
-				}
-			}
-			a, _ := netip.AddrFromSlice(raw)
-			m := metric(r, a)
-			if m != uint32(i)+1 {
-				t.Fatalf("%s in %s: metric %d, want %d", a, network, m, i+1)
-			}
-			if other, ok := seen[m]; ok {
-				t.Fatalf("%s and %s both have metric %d", a, other, m)
-			}
-			seen[m] = a
-		}
-	}
-	huge := subnet.Range{Network: netip.MustParsePrefix("::/0"), SubnetLen: 128}
-	for _, a := range []string{"::", "ffff:ffff:ffff:ffff:ffff:ffff:ffff:ffff", "8000::", "::ffff:ffff"} {
-		if m := metric(huge, netip.MustParseAddr(a)); m == 0 || m > 1<<31 {
-			t.Errorf("metric of %s is %d", a, m)
-		}
 	}
 }
 

@@ -11,6 +11,7 @@ import (
 	"time"
 
 	"github.com/flanneld/flanneld/backend"
+	"github.com/flanneld/flanneld/backend/backendtest"
 	"github.com/flanneld/flanneld/kernel/netns"
 	"github.com/flanneld/flanneld/kernel/netns/netnstest"
 	"github.com/flanneld/flanneld/subnet"
@@ -86,8 +87,9 @@ func TestScale(t *testing.T) {
 			defer dev.Close()
 			peers := manyPeersOf(cfg, n+1)
 			step := func(what string, peers []subnet.Lease, most int) {
+				told := backendtest.Peers(peers...)
 				w, c, b := time.Now(), cpu(), dev.(*Device).Writes()
-				if err := dev.Sync(t.Context(), own, peers); err != nil {
+				if err := dev.Sync(t.Context(), &own, told); err != nil {
 					t.Fatal(err)
 				}
 				wall, used, writes := time.Since(w), cpu()-c, int(dev.(*Device).Writes()-b)

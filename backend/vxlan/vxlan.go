@@ -6,14 +6,11 @@ package vxlan
 import (
 	"context"
 	"crypto/sha256"
-	"encoding/binary"
-	"errors"
 	"fmt"
-	"net/netip"
 	"regexp"
-	"slices"
 
 	"github.com/flanneld/flanneld/backend"
+	"github.com/flanneld/flanneld/backend/routed"
 	"github.com/flanneld/flanneld/kernel/link"
 	"github.com/flanneld/flanneld/subnet"
 	"golang.org/x/sys/unix"
@@ -24,35 +21,16 @@ const Type = "vxlan"
 
 // Driver makes VXLAN devices in the calling thread's network namespace.
 type Driver struct {
-	// Own, if not nil, is told what the devices write, for monitors.
-	Own *link.Own
-	// KeepOthers: other networks of this host have devices named as ours, so
-	// that a Device leaves those alone that are not its own.
-	KeepOthers bool
+	routed.Options
 }
 
 var _ backend.Driver = Driver{}
 
 // Device is one network's tunnels on this host: one for each family.
 type Device struct {
-	h        *link.Handle
-	opts     options
-	underlay backend.Underlay
-	tunnels  []*tunnel // IPv4 first
-
-	own   []netip.Prefix // this host's subnets
-	peers []*peer        // by key, as of the last Sync
-	// unread: the kernel is not known and must be read.
-	unread bool
-	// first: nothing was read yet.
-	first bool
-	// retry: the kernel refused something that may work next time.
-	retry bool
-	// swept: the devices of former configurations are gone.
-	swept bool
-	// contested: two peers claim one thing.
-	contested bool
-	peerErrs  []error // of the leases themselves
+	*routed.Device[link.MAC]
+	opts  options
+	vteps []*vtep // IPv4 first
 }
 
 var _ backend.Device = (*Device)(nil)
@@ -73,55 +51,58 @@ func (drv Driver) Open(ctx context.Context, n subnet.Config, u backend.Underlay,
 	if err != nil {
 		return nil, err
 	}
-	d := &Device{opts: opts, underlay: u, unread: true, first: true, swept: drv.KeepOthers}
-	for i, r := range n.Ranges {
-		t, err := newTunnel(r, opts, u, identity)
+	d := &Device{opts: opts}
+	var tunnels []*routed.Tunnel
+	for _, r := range n.Ranges {
+		v, err := newVTEP(r, opts, u, identity)
 		if err != nil {
 			return nil, err
 		}
-		t.at = i
-		d.tunnels = append(d.tunnels, t)
+		d.vteps = append(d.vteps, v)
+		tunnels = append(tunnels, v.Tunnel)
 	}
-	if d.h, err = link.Open(); err != nil {
+	if d.Device, err = routed.Open(d.kind(), tunnels, u, drv.Options); err != nil {
 		return nil, err
-	}
-	if err = d.h.Record(drv.Own); err == nil {
-		err = d.ensure()
-	}
-	if err != nil {
-		d.h.Close()
-		return nil, fmt.Errorf("vxlan: %w", err)
 	}
 	return d, nil
 }
 
-// newTunnel plans one family's tunnel.
-func newTunnel(r subnet.Range, o options, u backend.Underlay, identity string) (*tunnel, error) {
-	v4 := r.Network.Addr().Is4()
-	t := &tunnel{rng: r, name: fmt.Sprintf("flannel.%d", o.VNI), addrBits: 32}
-	if !v4 {
-		t.name, t.addrBits = fmt.Sprintf("flannel-v6.%d", o.VNI), 128
+// kind is what is VXLAN's own: a peer is a MAC that its address, the network
+// address of its subnet, belongs to.
+func (d *Device) kind() routed.Kind[link.MAC] {
+	return routed.Kind[link.MAC]{
+		Type:  Type,
+		Claim: "VtepMAC",
+		Parse: func(t *routed.Tunnel, l *subnet.Lease) (link.MAC, error) {
+			return parseData(t.Data(l), d.opts.VNI, d.vteps[t.At].mac)
+		},
+		Ensure: func(h *link.Handle, t *routed.Tunnel) error { return d.vteps[t.At].ensure(h) },
+		Route: func(_ *routed.Tunnel, s *routed.Side[link.MAC]) link.Route {
+			return link.Route{Via: s.Subnet.Addr(), OnLink: true}
+		},
+		Layer2: func(_ *routed.Tunnel, s *routed.Side[link.MAC]) (link.FDB, link.Neighbour) {
+			return link.FDB{MAC: s.Data, Dst: s.Public}, link.Neighbour{Addr: s.Subnet.Addr(), MAC: s.Data}
+		},
+		LinkKind: linkKind, Ours: ours, Direct: d.opts.Direct,
 	}
-	least, overhead := sizes(r)
-	for _, a := range u.Addrs {
-		if a.Is4() == v4 {
-			t.spec.Local = a
-		}
+}
+
+// newVTEP plans one family's tunnel.
+func newVTEP(r subnet.Range, o options, u backend.Underlay, identity string) (*vtep, error) {
+	v := &vtep{Tunnel: &routed.Tunnel{Range: r, Name: fmt.Sprintf("flannel.%d", o.VNI)}}
+	if !v.Is4() {
+		v.Name = fmt.Sprintf("flannel-v6.%d", o.VNI)
 	}
-	if !t.spec.Local.IsValid() {
-		return nil, fmt.Errorf("vxlan: interface %s has no address of the family of %s to send from: name another with --iface", u.Link, r.Network)
+	var err error
+	if v.Local, err = routed.Local(Type, r, u); err != nil {
+		return nil, err
 	}
-	t.spec.VNI, t.spec.Port, t.spec.GBP, t.spec.Link = o.VNI, o.Port, o.GBP, u.Index
-	t.mtu = u.MTU
-	if o.MTU != 0 {
-		t.mtu = min(o.MTU, u.MTU) // a cluster's option may be more than this host's interface can
+	if v.MTU, err = routed.MTU(Type, r, u.Link, u.MTU, o.MTU, overhead); err != nil {
+		return nil, err
 	}
-	if t.mtu -= overhead; t.mtu < least {
-		return nil, fmt.Errorf("vxlan: interface %s has an MTU of %d, and a tunnel of %s needs %d: ip link set %s mtu 1500", u.Link, u.MTU, r.Network, least+overhead, u.Link)
-	}
-	t.mac = deriveMAC(identity, t.name)
-	t.reset()
-	return t, nil
+	v.spec = link.Vxlan{VNI: o.VNI, Port: o.Port, GBP: o.GBP, Local: v.Local}
+	v.mac = deriveMAC(identity, v.Name)
+	return v, nil
 }
 
 // deriveMAC is a host's address on a device: locally administered, unicast,
@@ -135,102 +116,31 @@ func deriveMAC(identity, device string) (m link.MAC) {
 
 // Info is what peers and the packet filter must know. See backend.Device.
 func (d *Device) Info() backend.Info {
-	i := backend.Info{Link: d.tunnels[0].name, Protocol: unix.IPPROTO_UDP, Port: d.opts.Port}
-	for at, t := range d.tunnels {
+	i := backend.Info{Link: d.vteps[0].Name, Protocol: unix.IPPROTO_UDP, Ports: []uint16{d.opts.Port}, Plain: d.opts.Direct != routed.Never}
+	for at, v := range d.vteps {
 		if at > 0 {
-			i.MoreLinks = append(i.MoreLinks, t.name)
+			i.MoreLinks = append(i.MoreLinks, v.Name)
 		}
-		if i.MTU == 0 || t.mtu < i.MTU {
-			i.MTU = t.mtu
+		if i.MTU == 0 || v.MTU < i.MTU {
+			i.MTU = v.MTU
 		}
-		if t.v4() {
-			i.Data.V4 = marshalData(d.opts.VNI, t.mac)
+		if v.Is4() {
+			i.Data.V4 = marshalData(d.opts.VNI, v.mac)
 		} else {
-			i.Data.V6 = marshalData(d.opts.VNI, t.mac)
+			i.Data.V6 = marshalData(d.opts.VNI, v.mac)
 		}
 	}
 	return i
 }
 
-// Forget makes the next Sync read the kernel and repair it.
-func (d *Device) Forget() { d.unread = true }
+const linkKind = "vxlan"
 
-// Writes counts what the device changed in the kernel.
-func (d *Device) Writes() uint64 { return d.h.Writes() }
+var names = regexp.MustCompile(`^flannel(-v6)?\.[0-9]+$`)
 
-// Close lets go of the devices and leaves them forwarding.
-func (d *Device) Close() error {
-	d.h.Close()
-	return nil
-}
+// ours tells devices by the names that flannel and this driver give them.
+func ours(l *link.Link) bool { return names.MatchString(l.Name) }
 
-// ours matches the names that flannel and this driver give to devices.
-var ours = regexp.MustCompile(`^flannel(-v6)?\.[0-9]+$`)
-
-// sweep removes what former configurations left: devices of ours that nobody
-// uses, and that no rule of the packet filter covers.
-func (d *Device) sweep() error {
-	all, err := d.h.Links("vxlan")
-	errs := []error{err}
-	for _, l := range all {
-		used := slices.ContainsFunc(d.tunnels, func(t *tunnel) bool { return t.name == l.Name })
-		if !used && ours.MatchString(l.Name) {
-			errs = append(errs, d.h.DeleteLink(l.Index))
-		}
-	}
-	return errors.Join(errs...)
-}
-
-// Cleanup removes every device of ours, and the routes that bypass them.
+// Cleanup removes every device of ours.
 func (drv Driver) Cleanup(ctx context.Context) error {
-	h, err := link.Open()
-	if err != nil {
-		return err
-	}
-	defer h.Close()
-	if err := h.Record(drv.Own); err != nil {
-		return err
-	}
-	var errs []error
-	links, err := h.Links("vxlan")
-	errs = append(errs, err)
-	for _, l := range links {
-		if ours.MatchString(l.Name) && ctx.Err() == nil {
-			errs = append(errs, h.DeleteLink(l.Index))
-		}
-	}
-	routes, err := h.Routes(link.RouteFilter{Protocol: link.Protocol})
-	errs = append(errs, err)
-	b := h.Batch(func(i int, err error) {
-		errs = append(errs, fmt.Errorf("remove route to %s: %w", routes[i].Dst, err))
-	})
-	for _, r := range routes {
-		b.DelRoute(r)
-	}
-	errs = append(errs, b.Flush(), ctx.Err())
-	return errors.Join(errs...)
-}
-
-// metric is the route metric of a peer's subnet: its number within the network
-// plus one. The kernel's table of next hops hashes the metric but not the
-// gateway: with equal metrics all peers would share one chain.
-func metric(r subnet.Range, s netip.Addr) uint32 {
-	raw := s.As16()
-	hi, lo := binary.BigEndian.Uint64(raw[:8]), binary.BigEndian.Uint64(raw[8:])
-	down := s.BitLen() - r.SubnetLen
-	switch {
-	case down >= 64:
-		hi, lo = 0, hi>>(down-64)
-	case down > 0:
-		lo = lo>>down | hi<<(64-down)
-		hi >>= down
-	}
-	if width := r.SubnetLen - r.Network.Bits(); width < 64 {
-		hi, lo = 0, lo&(1<<width-1)
-	}
-	n := lo ^ hi
-	for n >= 1<<31 {
-		n = n>>31 ^ n&(1<<31-1)
-	}
-	return uint32(n) + 1
+	return routed.RemoveDevices(ctx, drv.Own, linkKind, ours)
 }

@@ -17,6 +17,8 @@ type Look struct {
 	Dir    string // of the records; "": ipam.DefaultDir
 	Filter bool   // rules and elements in nftables
 	Links  bool   // bridges and ports
+	// Open opens the packet filter; nil: OpenFilter.
+	Open func() (PacketFilter, error)
 }
 
 // Report is what Repair found.
@@ -47,14 +49,16 @@ func Repair(look Look) (Report, error) {
 	}
 	defer r.ports.Close()
 	if look.Filter {
-		if r.table, err = cnitable.Open(); err == nil {
-			defer r.table.Close()
-			r.present, err = r.table.Present()
+		open := look.Open
+		if open == nil {
+			open = OpenFilter
 		}
-		if errors.Is(err, cnitable.ErrUnsupported) {
-			r.look.Filter, err = false, nil
-		}
+		filter, err := open()
 		if err != nil {
+			return Report{}, err
+		}
+		defer filter.Close()
+		if r.present, r.mend, err = read(filter); err != nil {
 			return Report{}, err
 		}
 	}
@@ -63,7 +67,7 @@ func Repair(look Look) (Report, error) {
 		errs = append(errs, r.network(name))
 	}
 	if r.filtered > 0 {
-		r.report.Repaired = append(r.report.Repaired, fmt.Sprintf("nftables tables %s: %d containers' masquerading and guard", cnitable.Name, r.filtered))
+		r.report.Repaired = append(r.report.Repaired, fmt.Sprintf("packet filter: %d containers' masquerading and guard", r.filtered))
 	}
 	slices.Sort(r.report.Bridges)
 	return r.report, errors.Join(errs...)
@@ -84,8 +88,8 @@ type repair struct {
 	look     Look
 	here     uint64
 	ports    *link.Ports
-	table    *cnitable.Table
-	present  *cnitable.Present
+	present  present
+	mend     func(cnitable.Attachment) error
 	bridges  map[string]*bridgeState
 	filtered int
 	report   Report
@@ -171,7 +175,7 @@ func (r *repair) attachment(pool *ipam.Network, rec ipam.Record, inside []netip.
 	}
 	var errs []error
 	if f := Filter(rec); r.look.Filter && r.present.Lacks(f) {
-		if err := r.table.Repair(f, r.present); err != nil {
+		if err := r.mend(f); err != nil {
 			errs = append(errs, err)
 		} else {
 			r.filtered++

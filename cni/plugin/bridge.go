@@ -36,7 +36,7 @@ type attachment struct {
 	mtu    int
 
 	held      *ipam.Held
-	filter    *cnitable.Table // nil: not needed, or the kernel has none
+	filter    hostside.PacketFilter // nil: not needed
 	delegated bool
 }
 
@@ -54,14 +54,19 @@ func bridgeAdd(c *call) (err error) {
 	if err = a.reserve(); err != nil {
 		return err
 	}
-	if err = a.permit(); err != nil {
-		return err
-	}
-	br, err := a.bridge()
+	br, err := a.prepare()
 	if err != nil {
 		return err
 	}
 	if err = a.plug(br); err != nil {
+		return err
+	}
+	if c.conf.delegates() {
+		if br, err = a.ask(br); err != nil {
+			return err
+		}
+	}
+	if err = a.configure(br); err != nil {
 		return err
 	}
 	if err = a.held.Attached(); err != nil {
@@ -75,12 +80,13 @@ func newAttachment(c *call) (*attachment, error) {
 	if err := c.conf.validate(); err != nil {
 		return nil, err
 	}
-	a := &attachment{call: c, key: ipam.Key{ContainerID: c.containerID, IfName: c.ifName}, routes: c.conf.IPAM.Routes}
-	if a.target, a.dns = nil, c.conf.DNS; c.conf.IPAM.Type == ownIPAM {
+	a := &attachment{call: c, key: ipam.Key{ContainerID: c.containerID, IfName: c.ifName}, dns: c.conf.DNS}
+	if c.conf.IPAM.Type == ownIPAM {
 		var err error
 		if a.space, err = c.conf.space(); err != nil {
 			return nil, err
 		}
+		a.routes = c.conf.IPAM.Routes
 		if c.conf.IPAM.ResolvConf != "" && a.dns.IsEmpty() {
 			if a.dns, err = resolvConf(c.conf.IPAM.ResolvConf); err != nil {
 				return nil, err
@@ -149,47 +155,50 @@ func (a *attachment) close() {
 
 // undo takes back a failed ADD: nothing of it stays.
 func (a *attachment) undo() {
+	if a.delegated { // it may need the interface for that
+		_, _ = a.delegate("DEL")
+	}
 	if a.held != nil {
 		// What cannot be removed keeps its reservation, and is found by DEL and
 		// GC.
-		if clearAttachment(a.ports, a.held.Record) == nil {
+		if a.clear(a.ports, a.held.Record) == nil {
 			_ = a.held.Release()
 		}
 	}
-	if a.delegated {
-		_, _ = a.delegate("DEL")
-	}
 }
 
-// permit tells the packet filter about the container before it exists.
+// prepare makes the host ready for the record's addresses, which may not be
+// known yet.
+func (a *attachment) prepare() (link.Port, error) {
+	if err := a.permit(); err != nil {
+		return link.Port{}, err
+	}
+	return a.bridge()
+}
+
+// permit tells the packet filter about the container before its addresses
+// work.
 func (a *attachment) permit() error {
 	r := &a.held.Record
-	if !r.Masquerade && !r.Guarded || len(r.Addresses) == 0 {
+	if !r.Masquerade && !r.Guarded {
 		return nil
 	}
-	var err error
-	if a.filter, err = cnitable.Open(); err != nil {
-		return a.permitBy(func(cnitable.Attachment) error { return err })
+	if a.filter == nil {
+		var err error
+		if a.filter, err = a.openFilter(); err != nil {
+			return fail(codeKernel, err)
+		}
 	}
-	return a.permitBy(func(f cnitable.Attachment) error { return a.filter.Add(f, a.others) })
-}
-
-// permitBy goes without the guard where the kernel has none, and says so in
-// the record.
-func (a *attachment) permitBy(add func(cnitable.Attachment) error) error {
-	err := add(hostside.Filter(a.held.Record))
-	if errors.Is(err, cnitable.ErrUnsupported) && a.held.Record.Guarded {
+	err := a.filter.Add(hostside.Filter(*r), a.others)
+	if errors.Is(err, cnitable.ErrUnsupported) && r.Guarded {
+		// The kernel has no guard. Masquerading may still work.
 		if err := a.held.Unguarded(); err != nil {
 			return fail(codeStorage, err)
 		}
-		if !a.held.Record.Masquerade {
-			return nil
-		}
-		// Without the bridge family masquerading may still work.
-		err = add(hostside.Filter(a.held.Record))
+		err = a.filter.Add(hostside.Filter(*r), a.others)
 	}
 	if err != nil {
-		return failf(codeKernel, "ipMasq: %v: load nf_tables, or set ipMasq to false", err)
+		return failf(codeKernel, "ipMasq: %v: load nf_tables, or install iptables, or set ipMasq to false", err)
 	}
 	return nil
 }

@@ -58,7 +58,7 @@ func TestResultTellsWhatTheKernelHas(t *testing.T) {
 			t.Errorf("no %q in\n%s", want, out)
 		}
 	}
-	if strings.Contains(out, "tentative") {
+	if out := netnstest.Run(t, n, "ip", "addr", "show", "eth0", "scope", "global"); strings.Contains(out, "tentative") {
 		t.Errorf("an address is not usable yet:\n%s", out)
 	}
 	routes := netnstest.Run(t, n, "ip", "route") + netnstest.Run(t, n, "ip", "-6", "route")

@@ -12,7 +12,6 @@ import (
 	"github.com/flanneld/flanneld/ipam"
 	"github.com/flanneld/flanneld/kernel/link"
 	"github.com/flanneld/flanneld/kernel/netns"
-	"github.com/flanneld/flanneld/kernel/nft/cnitable"
 )
 
 // bridgeCheck compares all that ADD made with what is there.
@@ -31,7 +30,7 @@ func bridgeCheck(c *call) error {
 	if err != nil {
 		return err
 	}
-	if t := c.conf.IPAM.Type; t != "" && t != ownIPAM {
+	if c.conf.delegates() {
 		if _, err := c.delegate("CHECK"); err != nil {
 			return err
 		}
@@ -200,10 +199,7 @@ func (k checker) filter() error {
 	if !k.record.Masquerade && !k.record.Guarded {
 		return nil
 	}
-	filter, err := cnitable.Open()
-	if errors.Is(err, cnitable.ErrUnsupported) && !k.record.Masquerade {
-		return nil
-	}
+	filter, err := k.c.openFilter()
 	if err != nil {
 		return fail(codeCheck, err)
 	}
@@ -215,7 +211,7 @@ func (k checker) filter() error {
 		return fail(codeCheck, err)
 	}
 	if what != "" {
-		return failf(codeCheck, "nftables table %s lacks the %s of container %s", cnitable.Name, what, k.c.containerID)
+		return failf(codeCheck, "the packet filter lacks the %s of container %s", what, k.c.containerID)
 	}
 	return nil
 }

@@ -37,7 +37,7 @@ func TestCHECKSeesWhatWasChanged(t *testing.T) {
 		"masquerade":        {out("nft", "delete", "element", "inet", "flanneld-cni", "masq4", "{ 10.1.2.50 }"), "lacks the masquerading of 10.1.2.50"},
 		"masquerade rules":  {out("nft", "flush", "table", "inet", "flanneld-cni"), "lacks the rules"},
 		"guard":             {out("nft", "delete", "table", "bridge", "flanneld-cni"), "guard of port"},
-		"everything":        {out("nft", "flush", "ruleset"), "nftables table flanneld-cni lacks"},
+		"everything":        {out("nft", "flush", "ruleset"), "nftables table flanneld-cni of container"},
 		"reservation": {func() {
 			if err := os.Remove(h.records()[0]); err != nil {
 				t.Fatal(err)

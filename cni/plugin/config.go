@@ -146,9 +146,6 @@ func (c *config) validate() error {
 	if c.NoEndpoint {
 		return failf(types.ErrUnsupportedField, "disableContainerInterface is not supported yet: remove it")
 	}
-	if c.IPAM.Type == "dhcp" {
-		return failf(types.ErrUnsupportedField, "ipam.type dhcp is not supported yet: use %s, or another that needs no interface", ownIPAM)
-	}
 	if c.MTU != 0 && (c.MTU < 68 || c.MTU > 65535) {
 		return bad("mtu %d: must be between 68 and 65535, or 0 for the default", c.MTU)
 	}
@@ -163,6 +160,9 @@ func (c *config) validate() error {
 	}
 	return nil
 }
+
+// delegates tells whether another IPAM plugin chooses the addresses.
+func (c *config) delegates() bool { return c.IPAM.Type != "" && c.IPAM.Type != ownIPAM }
 
 // dataDir is where the attachment records are.
 func (c *config) dataDir() string {

@@ -83,6 +83,16 @@ func (c *call) delegateAdd() (*types100.Result, error) {
 	return r, nil
 }
 
+// release makes another IPAM plugin, if there is one, take back the addresses
+// of the container that the call is about.
+func (c *call) release() error {
+	if !c.conf.delegates() {
+		return nil
+	}
+	_, err := c.delegate("DEL")
+	return err
+}
+
 func findPlugin(name, path string) (string, error) {
 	for _, dir := range filepath.SplitList(path) {
 		full := filepath.Join(dir, name)

@@ -13,6 +13,7 @@ import (
 	"testing"
 
 	types100 "github.com/containernetworking/cni/pkg/types/100"
+	"github.com/flanneld/flanneld/cni/hostside"
 	"github.com/flanneld/flanneld/ipam"
 	"github.com/flanneld/flanneld/kernel/netns"
 	"github.com/flanneld/flanneld/kernel/netns/netnstest"
@@ -44,6 +45,8 @@ type host struct {
 	t   testing.TB
 	ns  *netns.NS
 	dir string // records, subnet.env, plugins
+
+	filter func() (hostside.PacketFilter, error) // of calls in this process; nil: nftables
 }
 
 func newHost(t testing.TB) *host {
@@ -133,7 +136,7 @@ func (h *host) do(q request) (out string, code int) {
 		if q.plugin == "flanneld-ipam" {
 			f = IPAM
 		}
-		code = f(IO{Getenv: func(k string) string { return env[k] }, Stdin: bytes.NewReader(q.stdin(h.t)), Stdout: &stdout, Stderr: &stderr})
+		code = f(IO{Getenv: func(k string) string { return env[k] }, Stdin: bytes.NewReader(q.stdin(h.t)), Stdout: &stdout, Stderr: &stderr, Filter: h.filter})
 		return nil
 	})
 	if err != nil {
@@ -245,6 +248,11 @@ func (h *host) clean() {
 	rules := h.run("nft", "list", "ruleset")
 	if strings.Contains(rules, "elements") {
 		h.t.Errorf("nftables elements left: %s", rules)
+	}
+	if h.filter != nil {
+		if rules := h.run("sh", "-c", "for i in legacy nft; do iptables-$i-save -t nat; ip6tables-$i-save -t nat; done 2>/dev/null"); strings.Contains(rules, "FLCNI-OUT -s") {
+			h.t.Errorf("iptables rules left: %s", rules)
+		}
 	}
 }
 

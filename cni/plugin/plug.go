@@ -12,7 +12,7 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// plug makes the veth pair and configures its inner end.
+// plug makes the veth pair.
 func (a *attachment) plug(br link.Port) error {
 	r := a.held.Record
 	mac, err := net.ParseMAC(r.MAC)
@@ -32,11 +32,23 @@ func (a *attachment) plug(br link.Port) error {
 	if err != nil {
 		return fail(codeKernel, err)
 	}
+	return nil
+}
+
+// configure brings the inner end up with the record's addresses, which may
+// not be known yet. It may be called again.
+func (a *attachment) configure(br link.Port) error {
 	if err := a.target.Do(a.fillIn); err != nil {
 		return fail(codeKernel, fmt.Errorf("container %s, interface %s: %w", a.containerID, a.ifName, err))
 	}
+	a.awaitBridge(br)
+	r := a.held.Record
 	if len(r.Addresses) == 0 || !a.conf.IsGateway {
 		return nil
+	}
+	mac, err := net.ParseMAC(r.MAC)
+	if err != nil {
+		return fail(codeStorage, err)
 	}
 	var addrs []netip.Addr
 	for _, p := range r.Addresses {
@@ -122,6 +134,19 @@ func (a *attachment) awaitPort() error {
 	return hostside.Await("host link "+a.held.Record.HostLink+" does not come up", func() (bool, error) {
 		port, err := a.ports.Port(a.held.Record.HostLink)
 		return port.Operational, err
+	})
+}
+
+// awaitBridge returns when the host's packets leave by a bridge whose first port
+// this is: until the kernel has acted on its carrier, it drops them. On a bridge
+// with spanning tree that may take longer than is waited for.
+func (a *attachment) awaitBridge(br link.Port) {
+	if br.Operational {
+		return
+	}
+	_ = hostside.Await("bridge "+br.Name+" does not come up", func() (bool, error) {
+		br, err := a.ports.Port(br.Name)
+		return br.Operational, err
 	})
 }
 

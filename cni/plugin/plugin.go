@@ -14,6 +14,7 @@ import (
 	"strings"
 
 	"github.com/containernetworking/cni/pkg/types"
+	"github.com/flanneld/flanneld/cni/hostside"
 )
 
 // Versions of the specification that are spoken, oldest first.
@@ -37,6 +38,7 @@ type IO struct {
 	Getenv         func(string) string
 	Stdin          io.Reader
 	Stdout, Stderr io.Writer
+	Filter         func() (hostside.PacketFilter, error) // nil: hostside.OpenFilter
 }
 
 // commands is what a plugin does. ADD prints its result.
@@ -53,6 +55,7 @@ type call struct {
 	stdin                                     []byte
 	conf                                      config
 	stdout                                    io.Writer
+	openFilter                                func() (hostside.PacketFilter, error)
 }
 
 // Bridge runs flanneld-bridge and returns its exit status.
@@ -95,7 +98,10 @@ func dispatch(p commands, x IO) (version string, err error) {
 	if !known {
 		return version, failf(types.ErrInvalidEnvironmentVariables, "CNI_COMMAND=%q: must be ADD, DEL, CHECK, STATUS, GC or VERSION", command)
 	}
-	c := &call{command: command, env: x.Getenv, stdout: x.Stdout}
+	c := &call{command: command, env: x.Getenv, stdout: x.Stdout, openFilter: x.Filter}
+	if c.openFilter == nil {
+		c.openFilter = hostside.OpenFilter
+	}
 	if err := c.environment(); err != nil {
 		return version, err
 	}

@@ -11,7 +11,6 @@ import (
 	"github.com/flanneld/flanneld/cni/hostside"
 	"github.com/flanneld/flanneld/ipam"
 	"github.com/flanneld/flanneld/kernel/netns/netnstest"
-	"github.com/flanneld/flanneld/kernel/nft/cnitable"
 )
 
 // repair is what the daemon does when it noticed a change.
@@ -19,7 +18,7 @@ func (h *host) repair() hostside.Report {
 	h.t.Helper()
 	var r hostside.Report
 	err := h.ns.Do(func() (err error) {
-		r, err = hostside.Repair(hostside.Look{Dir: h.dir + "/attachments", Filter: true, Links: true})
+		r, err = hostside.Repair(hostside.Look{Dir: h.dir + "/attachments", Filter: true, Links: true, Open: h.filter})
 		return err
 	})
 	if err != nil {
@@ -185,66 +184,6 @@ func TestRepairNeverBringsBackWhatIsBeingDeleted(t *testing.T) {
 	others.Wait()
 	h.repair()
 	h.clean()
-}
-
-// TestNoGuardInTheKernelIsSaidInTheRecord stands for a kernel without nf_tables' bridge
-// family: this one has it.
-func TestNoGuardInTheKernelIsSaidInTheRecord(t *testing.T) {
-	noBridge := func(calls *[]cnitable.Attachment) func(cnitable.Attachment) error {
-		return func(f cnitable.Attachment) error {
-			*calls = append(*calls, f)
-			if f.Guard {
-				return cnitable.ErrUnsupported
-			}
-			return nil
-		}
-	}
-	for name, masquerade := range map[string]bool{"with ipMasq": true, "without": false} {
-		t.Run(name, func(t *testing.T) {
-			pool, err := ipam.Open(t.TempDir(), "podnet")
-			if err != nil {
-				t.Fatal(err)
-			}
-			k := ipam.Key{ContainerID: "a", IfName: "eth0"}
-			held, err := pool.Reserve(ipam.Record{
-				ContainerID: "a", IfName: "eth0", HostLink: "fl0", MAC: "0a:58:0a:01:02:02", Guarded: true, Masquerade: masquerade,
-			}, ipam.Request{})
-			if err != nil {
-				t.Fatal(err)
-			}
-			a := attachment{held: held}
-			var calls []cnitable.Attachment
-			if err := a.permitBy(noBridge(&calls)); err != nil {
-				t.Fatal(err)
-			}
-			if last := calls[len(calls)-1]; masquerade && (last.Guard || !last.Masquerade) {
-				t.Errorf("asked for %+v", calls)
-			}
-			if err := held.Attached(); err != nil {
-				t.Fatal(err)
-			}
-			held.Close()
-			r, ok, err := pool.Peek(k)
-			if err != nil || !ok || r.Guarded || !r.Attached || r.Masquerade != masquerade || r.HostLink != "fl0" {
-				t.Errorf("record %+v, %v, %v", r, ok, err)
-			}
-		})
-	}
-	t.Run("no nf_tables at all", func(t *testing.T) {
-		pool, err := ipam.Open(t.TempDir(), "podnet")
-		if err != nil {
-			t.Fatal(err)
-		}
-		held, err := pool.Reserve(ipam.Record{ContainerID: "a", IfName: "eth0", MAC: "0a:58:0a:01:02:02", Guarded: true, Masquerade: true}, ipam.Request{})
-		if err != nil {
-			t.Fatal(err)
-		}
-		defer held.Close()
-		a := attachment{held: held}
-		if err := a.permitBy(func(cnitable.Attachment) error { return cnitable.ErrUnsupported }); err == nil || !strings.Contains(err.Error(), "set ipMasq to false") {
-			t.Errorf("got %v", err)
-		}
-	})
 }
 
 func TestSubnetThatDockerHasIsRefused(t *testing.T) {

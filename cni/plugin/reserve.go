@@ -7,12 +7,14 @@ import (
 	"slices"
 
 	"github.com/containernetworking/cni/pkg/types"
+	types100 "github.com/containernetworking/cni/pkg/types/100"
 	"github.com/flanneld/flanneld/cni/hostside"
 	"github.com/flanneld/flanneld/ipam"
 	"github.com/flanneld/flanneld/kernel/link"
 )
 
-// reserve takes the addresses and writes the record.
+// reserve writes the record, with the addresses unless another IPAM plugin
+// chooses them.
 func (a *attachment) reserve() error {
 	want, err := a.wanted()
 	if err != nil {
@@ -29,29 +31,18 @@ func (a *attachment) reserve() error {
 	names, labels := a.names()
 	r := ipam.Record{
 		ContainerID: a.containerID, IfName: a.ifName, NetNS: a.netns, HostNS: here.Ino, Bridge: a.conf.Bridge,
-		HostLink: a.key.HostLink(a.conf.Name), Masquerade: a.conf.IPMasq, Names: names, Labels: labels,
+		HostLink: a.key.HostLink(a.conf.Name), Names: names, Labels: labels,
 		MTU: a.mtu, Promisc: a.conf.PromiscMode, Hairpin: a.conf.HairpinMode, Isolated: a.conf.PortIsolation,
 	}
-	q := ipam.Request{Sets: a.space.sets, Want: want, Stale: a.stale, Fill: func(r *ipam.Record) {
+	q := ipam.Request{Sets: a.space.sets, Stale: a.stale, Fill: func(r *ipam.Record) {
 		fillMAC(r, mac)
 		a.fillBridge(r)
 	}}
-	if t := a.conf.IPAM.Type; t != "" && t != ownIPAM {
-		// What an earlier ADD left must go before the other plugin is asked.
-		if err := a.replace(); err != nil {
-			return err
-		}
-		if err := a.addressesOfOther(&r); err != nil {
-			return err
-		}
-		q.Want = nil
-	} else if t == "" {
-		q.Want = nil
+	if a.conf.IPAM.Type == ownIPAM {
+		q.Want = want
+		a.fillMasquerade(&r)
 	}
-	if r.Masquerade {
-		r.Inside = a.space.inside
-	}
-	r.Guarded = len(r.Addresses)+len(q.Sets) > 0 && (a.conf.SpoofCheck == nil || *a.conf.SpoofCheck)
+	r.Guarded = a.conf.IPAM.Type != "" && (a.conf.SpoofCheck == nil || *a.conf.SpoofCheck)
 	a.held, err = a.pool.Reserve(r, q)
 	if errors.Is(err, ipam.ErrExists) {
 		if err = a.replace(); err == nil {
@@ -76,14 +67,37 @@ func reserveError(err error) error {
 	}
 }
 
-// addressesOfOther runs another IPAM plugin.
-func (a *attachment) addressesOfOther(r *ipam.Record) error {
+// ask lets another IPAM plugin choose the addresses, and makes the host ready
+// for them. The interface is there and up when the plugin is asked: such as
+// dhcp work through it.
+func (a *attachment) ask(br link.Port) (link.Port, error) {
+	if err := a.configure(br); err != nil {
+		return br, err
+	}
 	got, err := a.delegateAdd()
 	if err != nil {
-		return err
+		return br, err
 	}
 	a.delegated = true
-	for _, ip := range got.IPs {
+	r := a.held.Record
+	if err := a.fillAddresses(&r, got.IPs); err != nil {
+		return br, err
+	}
+	a.fillBridge(&r)
+	a.fillMasquerade(&r)
+	if err := a.held.Rewrite(r); err != nil {
+		return br, fail(codeStorage, err)
+	}
+	a.routes = got.Routes
+	if a.dns.IsEmpty() {
+		a.dns = got.DNS
+	}
+	return a.prepare()
+}
+
+// fillAddresses notes what another IPAM plugin chose.
+func (a *attachment) fillAddresses(r *ipam.Record, ips []*types100.IPConfig) error {
+	for _, ip := range ips {
 		p, ok := prefix(ip.Address)
 		if !ok {
 			return failf(codeDelegate, "IPAM plugin %s returned address %s", a.conf.IPAM.Type, ip.Address.String())
@@ -96,11 +110,14 @@ func (a *attachment) addressesOfOther(r *ipam.Record) error {
 		r.Gateways = append(r.Gateways, gw)
 		a.space.inside = append(a.space.inside, p.Masked())
 	}
-	a.routes = got.Routes
-	if a.dns.IsEmpty() {
-		a.dns = got.DNS
-	}
 	return nil
+}
+
+// fillMasquerade notes what is masqueraded.
+func (a *attachment) fillMasquerade(r *ipam.Record) {
+	if r.Masquerade = a.conf.IPMasq; r.Masquerade {
+		r.Inside = a.space.inside
+	}
 }
 
 // fillMAC derives the container's MAC from its first address: whoever gets
@@ -139,7 +156,7 @@ func (a *attachment) replace() error {
 			return failf(codeExists, "container %s is attached to network %s as %s already, with address %v: DEL it first", a.containerID, a.conf.Name, a.ifName, h.Record.Addresses)
 		}
 	}
-	return removeAttachment(a.ports, h)
+	return a.remove(a.ports, h)
 }
 
 // stale tells whether the allocation may take a record's addresses, and then
@@ -154,7 +171,7 @@ func (a *attachment) stale(r ipam.Record) bool {
 			return false
 		}
 	}
-	return clearAttachment(a.ports, r) == nil
+	return a.clear(a.ports, r) == nil
 }
 
 // names and labels that the engine gives the container.

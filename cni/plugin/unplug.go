@@ -8,7 +8,6 @@ import (
 	"github.com/flanneld/flanneld/cni/hostside"
 	"github.com/flanneld/flanneld/ipam"
 	"github.com/flanneld/flanneld/kernel/link"
-	"github.com/flanneld/flanneld/kernel/nft/cnitable"
 )
 
 // bridgeDel removes an attachment, all of it or what is left of it. It needs
@@ -31,24 +30,13 @@ func bridgeDel(c *call) error {
 	}
 	if held != nil {
 		defer held.Close()
-		err = removeLinkOf(ports, held.Record)
-	} else {
-		err = clearAttachment(ports, c.recall(key))
+		return c.remove(ports, held)
 	}
-	if err != nil {
+	released := c.release()
+	if err := c.clear(ports, c.recall(key)); err != nil {
 		return fail(codeKernel, err)
 	}
-	if t := c.conf.IPAM.Type; t != "" && t != ownIPAM {
-		if _, err := c.delegate("DEL"); err != nil {
-			return err
-		}
-	}
-	if held != nil {
-		if err := held.Release(); err != nil {
-			return fail(codeStorage, err)
-		}
-	}
-	return nil
+	return released
 }
 
 // recall is what is known of an attachment whose record is lost.
@@ -74,11 +62,16 @@ func (c *call) recall(key ipam.Key) ipam.Record {
 	return r
 }
 
-// removeAttachment removes link, filter elements and record, in an order in
-// which a kill leaves something to find.
-func removeAttachment(ports *link.Ports, h *ipam.Held) error {
-	if err := removeLinkOf(ports, h.Record); err != nil {
+// remove removes link, filter elements and record, in an order in which a kill
+// leaves something to find. Another IPAM plugin comes first: such as dhcp work
+// through the link. What it cannot take back keeps its record.
+func (c *call) remove(ports *link.Ports, h *ipam.Held) error {
+	released := c.release()
+	if err := c.removeLinkOf(ports, h.Record); err != nil {
 		return fail(codeKernel, err)
+	}
+	if released != nil {
+		return released
 	}
 	if err := h.Release(); err != nil {
 		return fail(codeStorage, err)
@@ -86,33 +79,30 @@ func removeAttachment(ports *link.Ports, h *ipam.Held) error {
 	return nil
 }
 
-func removeLinkOf(ports *link.Ports, r ipam.Record) error {
+func (c *call) removeLinkOf(ports *link.Ports, r ipam.Record) error {
 	if r.HostLink == "" { // made for another plugin
 		return nil
 	}
-	return clearAttachment(ports, r)
+	return c.clear(ports, r)
 }
 
-// clearAttachment removes the host's link and the filter's elements.
+// clear removes the host's link and the filter's elements.
 //
 // The link goes down first, so that nothing passes while the guard is already
 // gone. It is deleted last: the kernel makes whoever closes an nf_tables
 // socket wait for elements that were just removed, and the deletion of a link
 // takes longer than that anyway.
-func clearAttachment(ports *link.Ports, r ipam.Record) error {
+func (c *call) clear(ports *link.Ports, r ipam.Record) error {
 	if !r.Masquerade && !r.Guarded {
 		return ports.Delete(r.HostLink)
 	}
 	if err := ports.Down(r.HostLink); err != nil {
 		return err
 	}
-	filter, err := cnitable.Open()
+	filter, err := c.openFilter()
 	if err == nil {
 		defer filter.Close()
 		err = filter.Remove(hostside.Filter(r))
-	}
-	if errors.Is(err, cnitable.ErrUnsupported) {
-		err = nil
 	}
 	return errors.Join(err, ports.Delete(r.HostLink))
 }
@@ -138,7 +128,7 @@ func bridgeGC(c *call) error {
 		g.valid[k.HostLink(c.conf.Name)] = true
 	}
 	err = errors.Join(g.records(), g.links(), g.elements())
-	if t := c.conf.IPAM.Type; t != "" && t != ownIPAM {
+	if c.conf.delegates() {
 		_, e := c.delegate("GC")
 		err = errors.Join(err, e)
 	}
@@ -165,7 +155,9 @@ func (g *collector) records() error {
 			continue
 		}
 		if h.Record.HostLink != "" && !g.valid[h.Record.HostLink] {
-			errs = append(errs, removeAttachment(g.ports, h))
+			of := *g.c
+			of.containerID, of.ifName, of.netns = h.Record.ContainerID, h.Record.IfName, h.Record.NetNS
+			errs = append(errs, of.remove(g.ports, h))
 		}
 	}
 	return errors.Join(errs...)
@@ -199,10 +191,7 @@ func (g *collector) links() error {
 }
 
 func (g *collector) elements() error {
-	filter, err := cnitable.Open()
-	if errors.Is(err, cnitable.ErrUnsupported) {
-		return nil
-	}
+	filter, err := g.c.openFilter()
 	if err != nil {
 		return err
 	}

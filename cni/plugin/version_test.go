@@ -117,7 +117,6 @@ func TestWrongInput(t *testing.T) {
 		{"vlan", with(`"vlan":7`), env()},
 		{"vlanTrunk", with(`"vlanTrunk":[{"id":7}]`), env()},
 		{"no container interface", with(`"disableContainerInterface":true`), env()},
-		{"dhcp", with(`"ipam":{"type":"dhcp"}`), env()},
 		{"negative mtu", with(`"mtu":-1`), env()},
 		{"hairpin and promiscuous", with(`"hairpinMode":true,"promiscMode":true`), env()},
 		{"gateway without addresses", with(`"isGateway":true`), env()},

@@ -96,6 +96,26 @@ type Peer struct {
 	// none to renew (flannel).
 	Live  *bool  `json:"live,omitempty"`
 	Error string `json:"error,omitempty"` // why it is not served
+	// Probes tell whether packets reach it, one of each family; empty as long
+	// as nobody knows, and where there is no tunnel of ours.
+	Probes []Probe `json:"probes,omitempty"`
+}
+
+// Probe is what is known of the way to a peer in one family.
+type Probe struct {
+	Addr netip.Addr `json:"addr"` // the tunnel address that was asked
+	// Verdict is unknown, ok, down (silent, and known not to live),
+	// unreachable, small-mtu or broken-tcp. Message says why, and the remedy.
+	Verdict string        `json:"verdict"`
+	Message string        `json:"message,omitempty"`
+	RTT     time.Duration `json:"rtt_ns,omitempty"`
+	MTU     int           `json:"mtu,omitempty"` // the largest packet that passed
+	// TCP is works or fails, empty if it was not tried.
+	TCP string `json:"tcp,omitempty"`
+	// Plain says whether packets pass without encapsulation: passes, fails,
+	// elsewhere (not on the same link), empty if that was not tried.
+	Plain  string    `json:"plain,omitempty"`
+	Looked time.Time `json:"looked"`
 }
 
 // Client talks to a daemon.

@@ -11,6 +11,7 @@ import (
 	"runtime/debug"
 	"strings"
 
+	"github.com/flanneld/flanneld/backend/outlive"
 	"github.com/flanneld/flanneld/flanneld/config"
 	"github.com/flanneld/flanneld/flanneld/daemon"
 )
@@ -54,6 +55,9 @@ Each takes --help. The first host of a cluster, and every other one:
 
 // Run is the whole program. args are without the program's name.
 func Run(ctx context.Context, args []string, stdout, stderr io.Writer) int {
+	if code, ok := outlive.Main(args, keepers()); ok {
+		return code
+	}
 	if len(args) == 0 || strings.HasPrefix(args[0], "-") {
 		return run(ctx, args, stdout, stderr)
 	}

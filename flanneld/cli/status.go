@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"io"
 	"net/netip"
+	"strconv"
 	"strings"
 	"text/tabwriter"
 	"time"
@@ -87,10 +88,10 @@ func printStatus(w io.Writer, s api.Status, now time.Time) {
 	_ = tw.Flush() // a terminal that went away needs no error
 	if len(s.Peers) > 0 {
 		fmt.Fprintf(w, "\n%d peers\n", len(s.Peers))
-		fmt.Fprintln(tw, "HOST\tSUBNET\tADDRESS\tTUNNEL\tKNOWN\tSYNCED\tSTATE")
+		fmt.Fprintln(tw, "HOST\tSUBNET\tADDRESS\tTUNNEL\tKNOWN\tSYNCED\tRTT\tMTU\tSTATE")
 		for _, p := range s.Peers {
-			fmt.Fprintf(tw, "%s\t%s\t%s\t%s\t%s\t%s\t%s\n", cmp.Or(p.Node, "-"), join(p.Subnets), join(p.PublicIPs), p.Driver,
-				age(now, p.Known), age(now, p.Synced), peerState(p))
+			fmt.Fprintf(tw, "%s\t%s\t%s\t%s\t%s\t%s\t%s\t%s\t%s\n", cmp.Or(p.Node, "-"), join(p.Subnets), join(p.PublicIPs), tunnel(p),
+				age(now, p.Known), age(now, p.Synced), rtts(p), mtu(p), peerState(p))
 		}
 		_ = tw.Flush()
 	}
@@ -102,10 +103,51 @@ func printStatus(w io.Writer, s api.Status, now time.Time) {
 	}
 }
 
+// tunnel is how packets get to a peer.
+func tunnel(p api.Peer) string {
+	for _, w := range p.Probes {
+		if w.Plain == "passes" {
+			return p.Driver + "/plain"
+		}
+	}
+	return p.Driver
+}
+
+// rtts are the round-trip times through the tunnel, IPv4 first.
+func rtts(p api.Peer) string {
+	var out []string
+	for _, w := range p.Probes {
+		if w.RTT > 0 {
+			out = append(out, fmt.Sprintf("%.2fms", w.RTT.Seconds()*1000))
+		}
+	}
+	return cmp.Or(strings.Join(out, " "), "-")
+}
+
+// mtu is the largest packet that passes in all families.
+func mtu(p api.Peer) string {
+	least := 0
+	for _, w := range p.Probes {
+		if w.MTU > 0 && (least == 0 || w.MTU < least) {
+			least = w.MTU
+		}
+	}
+	if least == 0 {
+		return "-"
+	}
+	return strconv.Itoa(least)
+}
+
 func peerState(p api.Peer) string {
-	switch {
-	case p.Error != "":
+	if p.Error != "" {
 		return "not served: " + p.Error
+	}
+	for _, w := range p.Probes {
+		if w.Message != "" {
+			return strings.TrimPrefix(w.Message, p.Node+": ")
+		}
+	}
+	switch {
 	case p.Live == nil:
 		return "no liveness (flannel)"
 	case *p.Live:

@@ -57,7 +57,11 @@ func TestStatusReadsAtAGlance(t *testing.T) {
 				PublicIPs: addrs("192.168.77.11", "fd00:77::11"), Underlay: "eth0", Driver: "vxlan", Device: "flannel.1", MTU: 1430,
 				Masquerade: true, Filter: "nftables", Held: ago(26 * time.Hour), Synced: ago(4 * time.Second)},
 			Peers: []api.Peer{
-				{Node: "host2", Subnets: prefixes("10.1.7.0/24"), PublicIPs: addrs("192.168.77.12"), Driver: "vxlan", Known: ago(time.Hour), Synced: ago(4 * time.Second), Live: &yes},
+				{Node: "host2", Subnets: prefixes("10.1.7.0/24"), PublicIPs: addrs("192.168.77.12"), Driver: "vxlan", Known: ago(time.Hour), Synced: ago(4 * time.Second), Live: &yes,
+					Probes: []api.Probe{
+						{Addr: addrs("10.1.7.0")[0], Verdict: "ok", RTT: 310 * time.Microsecond, MTU: 1430, TCP: "works"},
+						{Addr: addrs("fd00:1:0:7::")[0], Verdict: "ok", RTT: 1290 * time.Microsecond, MTU: 1430, TCP: "works"},
+					}},
 				{Subnets: prefixes("10.1.8.0/24"), PublicIPs: addrs("192.168.77.13"), Driver: "vxlan", Known: ago(5 * time.Minute), Synced: ago(4 * time.Second)},
 			},
 			Notices: []string{"net.ipv4.ip_forward 0 → 1"},
@@ -68,7 +72,10 @@ func TestStatusReadsAtAGlance(t *testing.T) {
 			Etcd: api.Etcd{Endpoints: []string{"http://192.168.77.1:2379"}, Since: ago(12 * time.Second), Error: "connection refused"},
 			Network: &api.Network{Name: "default", Networks: prefixes("10.1.0.0/16"), Subnets: prefixes("10.1.19.0/24"), PublicIPs: addrs("192.168.77.11"),
 				Underlay: "eth0", Driver: "vxlan", Device: "flannel.1", MTU: 1450, Filter: "nftables", Held: ago(time.Minute), Synced: ago(time.Second)},
-			Peers: []api.Peer{{Node: "host3", Subnets: prefixes("10.1.9.0/24"), PublicIPs: addrs("192.168.77.13"), Driver: "vxlan", Known: ago(time.Minute), Synced: ago(time.Second), Live: &no}},
+			Peers: []api.Peer{{Node: "host3", Subnets: prefixes("10.1.9.0/24"), PublicIPs: addrs("192.168.77.13"), Driver: "vxlan", Known: ago(time.Minute), Synced: ago(time.Second), Live: &no},
+				{Node: "host4", Subnets: prefixes("10.1.10.0/24"), PublicIPs: addrs("192.168.77.14"), Driver: "vxlan", Known: ago(time.Minute), Synced: ago(time.Second), Live: &yes,
+					Probes: []api.Probe{{Addr: addrs("10.1.10.0")[0], Verdict: "small-mtu", RTT: time.Millisecond, MTU: 1412,
+						Message: `host4: packets over 1412 bytes are lost: set MTU 1412 ("MTU":1462 in the configuration's Backend)`}}}},
 		},
 		"status-down.txt": {
 			Verdict: api.Down, Reasons: []string{"waiting for etcd at http://192.168.77.1:2379 since 9s"},

@@ -34,6 +34,7 @@ type Config struct {
 	SubnetFile string
 	IPMasq     bool
 	CNIInstall bool
+	FixOffload bool
 	Healthz    netip.AddrPort // port 0: off
 
 	LogLevel slog.Level
@@ -138,6 +139,7 @@ func (r *raw) validate(given map[string]bool) (*Config, error) {
 		SubnetFile:   r.subnetFile,
 		IPMasq:       r.ipMasq,
 		CNIInstall:   r.cniInstall,
+		FixOffload:   r.fixOffload,
 		Cleanup:      r.cleanup,
 		Version:      r.version,
 	}

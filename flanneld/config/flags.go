@@ -27,6 +27,7 @@ type raw struct {
 	embedListen, network string
 	nodeName             string
 	cniInstall           bool
+	fixOffload           bool
 	cleanup, version     bool
 
 	kube kubeFlags
@@ -71,6 +72,7 @@ func (r *raw) flags() *flag.FlagSet {
 	fs.StringVar(&r.network, "network", "", "with --embed-etcd: pod network `CIDR` to write as configuration if there is none yet; CIDR,CIDR for IPv4 and IPv6")
 	fs.StringVar(&r.nodeName, "node-name", "", "this host's `NAME` in the cluster (default: the hostname)")
 	fs.BoolVar(&r.cniInstall, "cni-install", false, "install the CNI plugins and their configuration once the network is ready")
+	fs.BoolVar(&r.fixOffload, "fix-offload", false, "compute checksums in software before packets enter the tunnel: for network cards that get them wrong (ping works, TCP does not); costs a sixth of the throughput")
 	fs.BoolVar(&r.cleanup, "cleanup", false, "remove everything that flanneld made on this host, and end")
 	fs.BoolVar(&r.version, "version", false, "print the version and end")
 	fs.BoolVar(&r.kube.subnetMgr, "kube-subnet-mgr", false, "")

@@ -8,6 +8,7 @@ import (
 	"time"
 
 	"github.com/flanneld/flanneld/cni/hostside"
+	"github.com/flanneld/flanneld/kernel/iptables"
 	"github.com/flanneld/flanneld/kernel/link"
 	"github.com/flanneld/flanneld/kernel/nft"
 	"github.com/flanneld/flanneld/kernel/rules"
@@ -20,12 +21,14 @@ type attachments struct {
 	dir        string // of the records
 	log        *slog.Logger
 	monitor    *link.Monitor
-	watch      *nft.Watch // nil: the kernel has no nf_tables
-	generation uint32     // of nf_tables, when all was as it should be
-	looked     time.Time  // when both were looked at
-	again      bool       // something is left to be done
-	bridges    []string   // that are watched
+	watch      *nft.Watch         // nil: the kernel has no nf_tables
+	nat        *iptables.NATWatch // nil: it has
+	generation uint64             // of the packet filter, when all was as it should be
+	looked     time.Time          // when both were looked at
+	again      bool               // something is left to be done
+	bridges    []string           // that are watched
 	err        error
+	logged     string // of err
 }
 
 // openAttachments is to be called in the host's network namespace.
@@ -34,18 +37,29 @@ func openAttachments(dir string, monitor *link.Monitor, log *slog.Logger) (*atta
 	if err := monitor.WatchBridges(a.bridges); err != nil {
 		return nil, fmt.Errorf("watch bridge %s: %w", bridgeName, err)
 	}
-	w, err := nft.OpenWatch()
-	if err != nil && !errors.Is(err, rules.ErrNotSupported) {
-		return nil, err
+	var err error
+	if a.watch, err = nft.OpenWatch(); errors.Is(err, rules.ErrNotSupported) {
+		a.nat, err = iptables.WatchNAT()
 	}
-	a.watch = w
-	return a, nil
+	return a, err
 }
 
 func (a *attachments) close() {
 	if a != nil && a.watch != nil {
 		_ = a.watch.Close() // a socket
 	}
+	if a != nil && a.nat != nil {
+		_ = a.nat.Close() // sockets
+	}
+}
+
+// changes is a number that changes with every change of the packet filter.
+func (a *attachments) changes() (uint64, error) {
+	if a.watch == nil {
+		return a.nat.Digest()
+	}
+	g, err := a.watch.Generation()
+	return uint64(g), err
 }
 
 // trouble is why containers may not be served as they should be; nil if they
@@ -59,40 +73,41 @@ func (a *attachments) trouble() error {
 
 // beat repairs what somebody else changed since the last beat.
 func (a *attachments) beat() {
-	err := a.repair()
-	if text(err) != text(a.err) {
-		if err != nil {
-			a.log.Error("containers not served as they should be, trying again", "error", err)
-		} else {
-			a.log.Info("containers served as they should be again")
-		}
+	a.err = a.repair()
+	switch {
+	case !turned(&a.logged, a.err):
+	case a.err != nil:
+		a.log.Error("containers not served as they should be, trying again", "error", a.err)
+	default:
+		a.log.Info("containers served as they should be again")
 	}
-	a.err = err
 }
 
-func text(err error) string {
-	if err == nil {
-		return ""
+// turned reports whether an error began, changed or ended since the last call,
+// which left in was how it read.
+func turned(was *string, err error) bool {
+	now := ""
+	if err != nil {
+		now = err.Error()
 	}
-	return err.Error()
+	changed := now != *was
+	*was = now
+	return changed
 }
 
 func (a *attachments) repair() error {
 	all := a.again || time.Since(a.looked) >= audit
-	look := hostside.Look{Dir: a.dir, Links: all, Filter: all && a.watch != nil}
+	look := hostside.Look{Dir: a.dir, Links: all, Filter: all}
 	select {
 	case <-a.monitor.Unplugged:
 		look.Links = true
 	default:
 	}
-	generation := a.generation
-	if a.watch != nil {
-		var err error
-		if generation, err = a.watch.Generation(); err != nil {
-			return err
-		}
-		look.Filter = look.Filter || generation != a.generation
+	generation, err := a.changes()
+	if err != nil {
+		return err
 	}
+	look.Filter = look.Filter || generation != a.generation
 	if !look.Links && !look.Filter {
 		return nil
 	}

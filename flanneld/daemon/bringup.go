@@ -11,16 +11,35 @@ import (
 	"strings"
 
 	"github.com/flanneld/flanneld/backend"
+	"github.com/flanneld/flanneld/backend/alloc"
+	"github.com/flanneld/flanneld/backend/extension"
+	"github.com/flanneld/flanneld/backend/gre"
+	"github.com/flanneld/flanneld/backend/hostgw"
+	"github.com/flanneld/flanneld/backend/ipip"
+	"github.com/flanneld/flanneld/backend/routed"
+	"github.com/flanneld/flanneld/backend/udp"
 	"github.com/flanneld/flanneld/backend/vxlan"
+	"github.com/flanneld/flanneld/backend/wireguard"
 	"github.com/flanneld/flanneld/cni/install"
 	"github.com/flanneld/flanneld/flanneld/config"
 	"github.com/flanneld/flanneld/kernel/link"
+	"github.com/flanneld/flanneld/kernel/rules"
 	"github.com/flanneld/flanneld/subnet"
 )
 
 // drivers is the one place that knows every backend.
 func drivers(own *link.Own) map[string]backend.Driver {
-	return map[string]backend.Driver{vxlan.Type: vxlan.Driver{Own: own}}
+	o := routed.Options{Own: own}
+	return map[string]backend.Driver{
+		alloc.Type:     alloc.Driver{},
+		extension.Type: extension.Driver{},
+		gre.Type:       gre.Driver{Options: o},
+		hostgw.Type:    hostgw.Driver{Options: o},
+		ipip.Type:      ipip.Driver{Options: o},
+		udp.Type:       udp.Driver{Options: o},
+		vxlan.Type:     vxlan.Driver{Options: o},
+		wireguard.Type: wireguard.Driver{Options: o},
+	}
 }
 
 func driverNames() []string { return slices.Sorted(maps.Keys(drivers(nil))) }
@@ -58,6 +77,7 @@ func (n *network) bringUp(ctx context.Context) error {
 		}
 	}
 	n.device, n.underlay, n.opened = dev, u, c
+	n.probes.epoch++
 	return n.prepareHost(ctx)
 }
 
@@ -68,6 +88,7 @@ func (n *network) say() {
 	s := subnet.Self{Host: n.self, Type: n.opened.Backend.Type, Data: data, NodeNameExplicit: n.cfg.NodeNameSet}
 	s.Host.PublicIPs = n.underlay.PublicIPs
 	s.Host.Guard = published(n.guard, n.underlay.PublicIPs)
+	s.Host.Probe, s.Host.Plain = n.probes.port, offersPlain(n.device.Info())
 	s.Previous = n.said.Previous
 	if n.lease != nil {
 		s.Previous = n.lease.Subnets
@@ -85,10 +106,7 @@ func (n *network) say() {
 
 // links are all interfaces of a device.
 func links(i backend.Info) []string {
-	if i.Link == "" {
-		return i.MoreLinks
-	}
-	return append([]string{i.Link}, i.MoreLinks...)
+	return rules.Tunnel{Link: i.Link, MoreLinks: i.MoreLinks}.Links()
 }
 
 // driverFor is the driver that c asks for.

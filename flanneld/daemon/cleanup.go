@@ -10,6 +10,7 @@ import (
 	"strings"
 	"time"
 
+	"github.com/flanneld/flanneld/backend/routed"
 	"github.com/flanneld/flanneld/cni/install"
 	"github.com/flanneld/flanneld/flanneld/api"
 	"github.com/flanneld/flanneld/flanneld/config"
@@ -71,13 +72,13 @@ func clean(ctx context.Context, cfg *config.Config, log *slog.Logger) error {
 	// Engines first, so that nothing is plugged in any more.
 	errs = append(errs, install.Remove(install.Options{}))
 	errs = append(errs, withdraw(ctx, cfg))
-	errs = append(errs, cleanRules(ctx), cleanContainers())
+	errs = append(errs, cleanRules(ctx), cleanContainers(ctx))
 	report, err := host.Cleanup(ctx, host.Options{})
 	errs = append(errs, err)
 	for _, line := range report {
 		log.Info("host cleaned up", "change", line)
 	}
-	for _, path := range []string{api.Socket, config.StateDir + "/forward.json"} {
+	for _, path := range []string{api.Socket, config.StateDir + "/forward.json", offloadFile} {
 		if err := os.Remove(path); err != nil && !errors.Is(err, fs.ErrNotExist) {
 			errs = append(errs, err)
 		}
@@ -94,14 +95,36 @@ func withdraw(ctx context.Context, cfg *config.Config) error {
 			errs = append(errs, fmt.Errorf("remove %s devices: %w", name, err))
 		}
 	}
+	errs = append(errs, routed.RemoveRoutes(ctx, nil))
 	if err := os.Remove(cfg.SubnetFile); err != nil && !errors.Is(err, fs.ErrNotExist) {
 		errs = append(errs, err)
 	}
 	return errors.Join(errs...)
 }
 
+// dropFormer removes what other backends have left on this host, now that
+// traffic has its new way. Their routes went with the first Sync.
+func (n *network) dropFormer(ctx context.Context) error {
+	if n.sole == n.opened.Backend.Type {
+		return nil
+	}
+	var errs []error
+	for name, d := range drivers(n.kernel.own) {
+		if name == n.opened.Backend.Type {
+			continue
+		}
+		if err := d.Cleanup(ctx); err != nil {
+			errs = append(errs, fmt.Errorf("remove what the %s backend has left: %w", name, err))
+		}
+	}
+	if len(errs) == 0 {
+		n.sole = n.opened.Backend.Type
+	}
+	return errors.Join(errs...)
+}
+
 // cleanContainers unplugs what the CNI plugins plugged in.
-func cleanContainers() error {
+func cleanContainers(ctx context.Context) error {
 	p, err := link.OpenPorts()
 	if err != nil {
 		return err
@@ -127,7 +150,7 @@ func cleanContainers() error {
 		}
 		errs = append(errs, p.Delete(b.Name))
 	}
-	errs = append(errs, cnitable.RemoveAll(), os.RemoveAll(ipam.DefaultDir))
+	errs = append(errs, cnitable.RemoveAll(), iptables.CleanupCNI(ctx), os.RemoveAll(ipam.DefaultDir))
 	return errors.Join(errs...)
 }
 

@@ -102,6 +102,7 @@ func runOnce(ctx context.Context, cfg *config.Config, version string, started ti
 	g.Go(func() error { return k.monitor.Run(ctx) })
 	g.Go(func() error { return watch(ctx, st, cfg, n.views) })
 	g.Go(func() error { return n.run(ctx) })
+	g.Go(func() error { return n.probes.run(ctx) })
 	g.Go(func() error {
 		keeper := subnet.Keeper{Store: st, Prefix: cfg.Etcd.Prefix, Report: n.report.put}
 		return keeper.Run(ctx, n.keeper.self, n.keeper.views, n.held.put)

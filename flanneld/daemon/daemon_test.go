@@ -53,7 +53,7 @@ func TestOneDaemonPerHost(t *testing.T) {
 }
 
 func TestPeerErrorsAreSortedOut(t *testing.T) {
-	peer := &backend.PeerError{Peer: subnet.Lease{Key: "k"}, Err: errors.New("bad MAC")}
+	peer := &backend.PeerError{Peer: &subnet.Lease{Key: "k"}, Err: errors.New("bad MAC")}
 	whole := errors.New("no device")
 	unserved := map[string]string{}
 	if err := splitPeerErrors(nil, unserved); err != nil || len(unserved) != 0 {
@@ -146,9 +146,9 @@ func TestGuardedAddressesOfOtherHosts(t *testing.T) {
 }
 
 func TestPeersAreKnownSinceTheyCame(t *testing.T) {
-	leases := func(keys ...string) (out []subnet.Lease) {
+	leases := func(keys ...string) (out []*subnet.Lease) {
 		for _, k := range keys {
-			out = append(out, subnet.Lease{Key: k})
+			out = append(out, &subnet.Lease{Key: k})
 		}
 		return out
 	}

@@ -10,28 +10,37 @@ import (
 )
 
 // filter makes the packet filter right for peers.
-func (n *network) filter(ctx context.Context, peers []subnet.Lease) error {
+func (n *network) filter(ctx context.Context, peers []*subnet.Lease) error {
+	return n.kernel.sync(ctx, n.rules(peers))
+}
+
+// rules is what the packet filter must do. It is valid until it is called
+// again.
+func (n *network) rules(peers []*subnet.Lease) rules.Rules {
 	info := n.device.Info()
 	r := rules.Rules{
 		Masquerade: n.cfg.IPMasq,
 		Tunnel: rules.Tunnel{
 			Link: info.Link, MoreLinks: info.MoreLinks, Underlay: n.underlay.Link,
-			Protocol: info.Protocol, Port: info.Port,
+			Protocol: info.Protocol, Ports: info.Ports, Plain: info.Plain,
 			Local: slices.Concat(n.underlay.Addrs, n.underlay.PublicIPs),
 		},
 		Bridges:  containerBridges(),
 		Guard:    n.guards(),
 		Networks: networks(n.opened),
 	}
+	if n.kernel.filterName == nftables { // else the plugins have no guard on ports
+		r.Checked = []string{bridgeName}
+	}
 	if n.lease != nil {
 		r.Subnets = n.lease.Subnets
 	}
 	n.addrs = n.addrs[:0]
-	for i := range peers {
-		n.addrs = append(n.addrs, peers[i].PublicIPs...)
+	for _, p := range peers {
+		n.addrs = append(n.addrs, p.PublicIPs...)
 	}
 	r.Tunnel.Peers = n.addrs
-	return n.kernel.sync(ctx, r)
+	return r
 }
 
 // containerBridges are the interfaces that containers are behind, whatever

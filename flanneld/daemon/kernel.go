@@ -60,6 +60,9 @@ func openKernel(ctx context.Context, log *slog.Logger) (k *kernel, err error) {
 	return k, err
 }
 
+// nftables is the name of the filter that is preferred.
+const nftables = "nftables"
+
 // openFilter prefers nftables, and says why if there is neither.
 func openFilter(ctx context.Context) (rules.Filter, string, error) {
 	n, nftErr := nft.New()
@@ -67,7 +70,7 @@ func openFilter(ctx context.Context) (rules.Filter, string, error) {
 		if err := iptables.Cleanup(ctx); err != nil {
 			return nil, "", fmt.Errorf("remove the iptables rules of a former daemon: %w", err)
 		}
-		return n, "nftables", nil
+		return n, nftables, nil
 	}
 	if !errors.Is(nftErr, rules.ErrNotSupported) {
 		return nil, "", nftErr

@@ -46,6 +46,7 @@ type network struct {
 	moved  <-chan link.Change
 	asks   chan chan<- api.Status
 	keeper keeperPorts
+	probes *probes
 	notify func(state string) // systemd
 
 	view      subnet.View
@@ -61,12 +62,14 @@ type network struct {
 	underlay backend.Underlay
 	device   backend.Device
 	opened   subnet.Config // what device was opened for
+	sole     string        // the backend that others have made room for
 	said     subnet.Self   // what the keeper was told last
 
 	lease    *subnet.Lease
 	leased   time.Time
 	peers    subnet.Peers
-	addrs    []netip.Addr // of peers, for filter alone
+	addrs    []netip.Addr   // of peers, for filter alone
+	told     []backend.Peer // for carry alone
 	recheck  time.Time
 	known    []knownPeer // parallel to peers.Current()
 	unserved map[string]string
@@ -77,6 +80,8 @@ type network struct {
 	ready    bool
 	cniDone  bool
 	cniErr   error
+	unfixed  bool // what --fix-offload did is undone
+	offErr   error
 
 	waiting     string // what for, as last said in the log
 	waitSince   time.Time
@@ -96,6 +101,7 @@ func newNetwork(cfg *config.Config, log *slog.Logger, started time.Time, k *kern
 		views: newLatest[seen](), held: newLatest[subnet.Lease](), report: newLatest[error](),
 		asks:    make(chan chan<- api.Status),
 		keeper:  keeperPorts{newLatest[subnet.Self](), newLatest[subnet.View]()},
+		probes:  newProbes(log),
 		notify:  systemd(log),
 		audited: time.Now(), unserved: map[string]string{},
 	}
@@ -119,6 +125,12 @@ func (n *network) run(ctx context.Context) error {
 		case c := <-n.moved:
 			n.forget = n.forget || c.Devices || c.Lost
 			n.relook = n.relook || c.Underlay || c.Lost
+		case l := <-n.probes.listens:
+			n.probes.listening(l)
+		case r := <-n.probes.results:
+			if !n.probes.take(r, time.Now()) {
+				continue
+			}
 		case <-recheck:
 			n.recheck = time.Time{} // set anew by carry, once etcd can be seen
 		case <-tick.C:
@@ -245,11 +257,15 @@ func (n *network) carry(ctx context.Context) {
 	// The filter lets a peer's packets in before the peer is told to send.
 	errs = append(errs, n.filter(ctx, peers))
 	n.unserved = map[string]string{}
-	if err := splitPeerErrors(n.device.Sync(ctx, *n.lease, peers), n.unserved); err != nil {
+	n.told = n.probes.ways(n.told[:0], peers)
+	if err := splitPeerErrors(n.device.Sync(ctx, n.lease, n.told), n.unserved); err != nil {
 		errs = append(errs, err)
 	} else {
 		n.synced = now
+		errs = append(errs, n.dropFormer(ctx))
+		n.offErr = n.fixOffload()
 	}
+	n.tellProbes(now)
 	errs = append(errs, n.writeEnv())
 	n.syncErr = errors.Join(errs...)
 	n.trouble(errors.Join(n.upErr, n.syncErr))
@@ -274,10 +290,10 @@ type knownPeer struct {
 
 // track notes since when each peer is known. Both lists are in the order of
 // keys: this runs on every change, among thousands.
-func track(former []knownPeer, peers []subnet.Lease, now time.Time) []knownPeer {
+func track(former []knownPeer, peers []*subnet.Lease, now time.Time) []knownPeer {
 	known := make([]knownPeer, len(peers))
-	for i := range peers {
-		key := peers[i].Key
+	for i, p := range peers {
+		key := p.Key
 		for len(former) > 0 && former[0].key < key {
 			former = former[1:]
 		}
@@ -348,19 +364,13 @@ func (n *network) sayWait() {
 
 // trouble logs an error when it begins, changes and ends.
 func (n *network) trouble(err error) {
-	text := ""
-	if err != nil {
-		text = err.Error()
-	}
-	if text == n.lastTrouble {
-		return
-	}
-	if err != nil {
+	switch {
+	case !turned(&n.lastTrouble, err):
+	case err != nil:
 		n.log.Error("network not as it should be, trying again", "error", err)
-	} else {
+	default:
 		n.log.Info("network as it should be again")
 	}
-	n.lastTrouble = text
 }
 
 // logProblems logs records that are newly skipped.

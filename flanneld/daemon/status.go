@@ -82,16 +82,14 @@ func (n *network) networkStatus() *api.Network {
 	return w
 }
 
-func (n *network) peerStatus(p subnet.Lease, known time.Time) api.Peer {
+func (n *network) peerStatus(p *subnet.Lease, known time.Time) api.Peer {
 	out := api.Peer{
 		Node: p.Node, Subnets: p.Subnets, PublicIPs: p.PublicIPs, Driver: p.Type,
 		Known: known, Synced: n.synced, Error: n.unserved[p.Key],
+		Probes: n.probes.of(p.Key).status(),
 	}
 	if p.Identity != "" {
-		live := false
-		for _, h := range n.view.Hosts {
-			live = live || h.Identity == p.Identity
-		}
+		_, live := n.view.Live(p)
 		out.Live = &live
 	}
 	return out
@@ -130,11 +128,17 @@ func (n *network) judge(s *api.Status, now time.Time) {
 	for _, key := range slices.Sorted(maps.Keys(n.unserved)) {
 		degraded("%s", n.unserved[key])
 	}
+	for _, p := range n.probes.problems() {
+		degraded("%s", p)
+	}
 	if n.upErr != nil && n.device != nil {
 		degraded("the network goes on as it was: %v", n.upErr)
 	}
 	if n.hostErr != nil {
 		degraded("set up this host: %v", n.hostErr)
+	}
+	if n.offErr != nil {
+		degraded("%v", n.offErr)
 	}
 	if err := n.kernel.containers.trouble(); err != nil {
 		degraded("containers are not served as they should be: %v", err)

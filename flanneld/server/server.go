@@ -2,6 +2,7 @@
 package server
 
 import (
+	"cmp"
 	"context"
 	"encoding/json"
 	"errors"
@@ -11,6 +12,7 @@ import (
 	"net/netip"
 	"os"
 	"path/filepath"
+	"strings"
 	"time"
 
 	"golang.org/x/sync/errgroup"
@@ -149,7 +151,7 @@ func healthHandler(d Daemon) http.Handler {
 			return
 		}
 		if _, verbose := r.URL.Query()["verbose"]; verbose {
-			answer(w, http.StatusOK, Line(s))
+			answer(w, http.StatusOK, strings.Join(append([]string{Line(s)}, ways(s)...), "\n"))
 			return
 		}
 		answer(w, http.StatusOK, "ok")
@@ -176,6 +178,33 @@ func ask(ctx context.Context, d Daemon) (api.Status, error) {
 		return s, fmt.Errorf("the daemon does not answer within %v: it hangs in a system call or is overloaded; see its log", patience)
 	}
 	return s, nil
+}
+
+// ways says for each peer what its probes found, one line for each family.
+func ways(s api.Status) []string {
+	var out []string
+	for _, p := range s.Peers {
+		for _, w := range p.Probes {
+			line := fmt.Sprintf("%s %s: %s", cmp.Or(p.Node, "-"), w.Addr, w.Verdict)
+			if w.RTT > 0 {
+				line += ", rtt " + w.RTT.Round(time.Microsecond).String()
+			}
+			if w.MTU > 0 {
+				line += fmt.Sprintf(", %d bytes pass", w.MTU)
+			}
+			if w.TCP != "" {
+				line += ", TCP " + w.TCP
+			}
+			if w.Plain != "" {
+				line += ", plain " + w.Plain
+			}
+			if w.Message != "" {
+				line += "; " + w.Message
+			}
+			out = append(out, line)
+		}
+	}
+	return out
 }
 
 // Line is the verdict and the reasons for it in one line.

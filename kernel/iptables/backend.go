@@ -126,7 +126,7 @@ func (b *backends) cleanup(ctx context.Context, tables [3]string) error {
 	var errs error
 	for _, x := range b.all {
 		for _, table := range tables {
-			ours, err := x.hasOurs(table, chains)
+			ours, err := x.has(table, prefix, chains)
 			if err == nil && ours {
 				err = b.empty(ctx, x, table)
 			}
@@ -136,12 +136,13 @@ func (b *backends) cleanup(ctx context.Context, tables [3]string) error {
 	return errs
 }
 
-func (x *backend) hasOurs(table string, chains []nft.Chain) (bool, error) {
+// has tells whether a table has chains whose names begin so.
+func (x *backend) has(table, begin string, chains []nft.Chain) (bool, error) {
 	if !x.nft {
-		return x.legacy.mentions(table, prefix)
+		return x.legacy.mentions(table, begin)
 	}
 	for _, c := range chains {
-		if c.Family == x.family() && c.Table == table && strings.HasPrefix(c.Name, prefix) {
+		if c.Family == x.family() && c.Table == table && strings.HasPrefix(c.Name, begin) {
 			return true, nil
 		}
 	}

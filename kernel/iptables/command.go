@@ -10,6 +10,8 @@ import (
 	"sync/atomic"
 
 	"github.com/coreos/go-iptables/iptables"
+
+	"github.com/flanneld/flanneld/kernel/iptables/table"
 )
 
 // lockWait is how long, in seconds, a program waits for the xtables lock.
@@ -48,12 +50,12 @@ func newCommand(ctx context.Context, name string, v4 bool, runs *atomic.Int64) (
 }
 
 // save returns the rules of a table.
-func (c *command) save(ctx context.Context, table string) (saved, error) {
-	out, err := c.run(ctx, "", c.name+"-save", "-t", table)
+func (c *command) save(ctx context.Context, name string) (table.Saved, error) {
+	out, err := c.run(ctx, "", c.name+"-save", "-t", name)
 	if err != nil {
-		return saved{}, err
+		return table.Saved{}, err
 	}
-	return parseSaved(out), nil
+	return table.Parse(out), nil
 }
 
 // restore applies a script to a table, wholly or not at all, leaving alone

@@ -81,11 +81,20 @@ func (f *Filter) open(ctx context.Context, o Options) error {
 	if o.IP6Tables != "" {
 		names[false] = o.IP6Tables
 	}
+	if w, err := nft.OpenWatch(); err == nil {
+		f.watch = w
+	} else if !errors.Is(err, rules.ErrNotSupported) {
+		return err
+	}
 	for _, v4 := range []bool{true, false} {
 		if !v4 && !ipv6() {
 			continue
 		}
 		cmd, err := newCommand(ctx, names[v4], v4, &f.runs)
+		if err == nil && cmd.nft && f.watch == nil {
+			// What Debian calls iptables speaks to nf_tables alone.
+			cmd, err = newCommand(ctx, names[v4]+"-legacy", v4, &f.runs)
+		}
 		if missing(err) {
 			return fmt.Errorf("%w: %w", rules.ErrNotSupported, err)
 		}
@@ -97,11 +106,6 @@ func (f *Filter) open(ctx context.Context, o Options) error {
 			return err
 		}
 		f.families = append(f.families, &family{v4, cmd, l})
-	}
-	if w, err := nft.OpenWatch(); err == nil {
-		f.watch = w
-	} else if !errors.Is(err, rules.ErrNotSupported) {
-		return err
 	}
 	if !o.NoSets {
 		f.sets, _ = link.OpenIPSets() // without ipset: one rule a peer

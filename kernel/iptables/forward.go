@@ -8,6 +8,7 @@ import (
 	"slices"
 	"strings"
 
+	"github.com/flanneld/flanneld/kernel/iptables/table"
 	"github.com/flanneld/flanneld/kernel/nft"
 )
 
@@ -179,15 +180,15 @@ func (f *Forward) digest(x *backend) (uint64, error) {
 }
 
 // forwardChains says what of ours the table filter must hold.
-func forwardChains(networks []netip.Prefix, v4 bool, have saved) []chain {
+func forwardChains(networks []netip.Prefix, v4 bool, have table.Saved) []chain {
 	c := chain{table: "filter", name: fwdChain, parent: "FORWARD", place: beforeDroppers}
 	for _, n := range networks {
 		if n.Addr().Is4() == v4 {
 			c.rules = append(c.rules, rule{"-s " + n.String(), "ACCEPT"}, rule{"-d " + n.String(), "ACCEPT"})
 		}
 	}
-	others := slices.DeleteFunc(slices.Clone(have.rules["FORWARD"]), isOurJump)
-	drops := have.policy["FORWARD"] == "DROP" || beforeDroppers(others) < len(others)
+	others := slices.DeleteFunc(slices.Clone(have.Rules["FORWARD"]), isOurJump)
+	drops := have.Policy["FORWARD"] == "DROP" || beforeDroppers(others) < len(others)
 	if len(c.rules) == 0 || !drops {
 		return nil
 	}
@@ -198,7 +199,7 @@ func forwardChains(networks []netip.Prefix, v4 bool, have saved) []chain {
 // would drop pod traffic without meaning it.
 func beforeDroppers(others []string) int {
 	for i, text := range others {
-		if dropsAll(text) || dropper(target(text)) {
+		if dropsAll(text) || dropper(table.Target(text)) {
 			return i
 		}
 	}

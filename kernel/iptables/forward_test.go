@@ -269,7 +269,7 @@ func TestSwitchingFiltersLeavesNothingOfTheOther(t *testing.T) {
 	n := netnstest.NewNamed(t)
 	r := rules.Rules{
 		Networks: podNetworks(), Subnets: podNetworks(), Masquerade: true,
-		Tunnel: rules.Tunnel{Link: "flannel.1", Underlay: "eth0", Protocol: 17, Port: 8472, Peers: []netip.Addr{netip.MustParseAddr("192.168.77.2")}},
+		Tunnel: rules.Tunnel{Link: "flannel.1", Underlay: "eth0", Protocol: 17, Ports: []uint16{8472}, Peers: []netip.Addr{netip.MustParseAddr("192.168.77.2")}},
 		Guard:  []netip.AddrPort{netip.MustParseAddrPort("127.0.0.1:2379")},
 	}
 	all := variant("nft", dump) + ";" + variant("legacy", dump) + "; nft list tables | grep inet || true"

@@ -18,49 +18,60 @@ import (
 // legacy reads the tables of iptables-legacy without running a program:
 // getsockopt as the program itself does, but never for a table that is not
 // there, which would make the kernel create it. It belongs to the network
-// namespace it was opened in and is not safe for concurrent use.
+// namespace it was opened in, where its methods must be called too, and is not
+// safe for concurrent use.
 type legacy struct {
 	v4    bool
-	fd    int
-	names *os.File // /proc/net/ip_tables_names; nil if the kernel has no legacy tables
+	fd    int      // -1: this family is switched off
+	names *os.File // /proc/net/ip_tables_names; nil as long as the kernel has no legacy tables
 }
 
 func openLegacy(v4 bool) (*legacy, error) {
-	l := &legacy{v4: v4}
-	domain, path := unix.AF_INET6, "/proc/thread-self/net/ip6_tables_names"
+	domain := unix.AF_INET6
 	if v4 {
-		domain, path = unix.AF_INET, "/proc/thread-self/net/ip_tables_names"
+		domain = unix.AF_INET
 	}
-	names, err := os.Open(path)
-	if errors.Is(err, os.ErrNotExist) {
-		return l, nil
-	}
-	if err != nil {
-		return nil, err
-	}
-	l.fd, err = unix.Socket(domain, unix.SOCK_RAW|unix.SOCK_CLOEXEC, unix.IPPROTO_RAW)
-	if errors.Is(err, unix.EAFNOSUPPORT) { // IPv6 is switched off
-		return l, names.Close()
+	fd, err := unix.Socket(domain, unix.SOCK_RAW|unix.SOCK_CLOEXEC, unix.IPPROTO_RAW)
+	if errors.Is(err, unix.EAFNOSUPPORT) {
+		return &legacy{v4: v4, fd: -1}, nil
 	}
 	if err != nil {
-		return nil, errors.Join(fmt.Errorf("open raw socket to read iptables: %w", err), names.Close())
+		return nil, fmt.Errorf("open raw socket to read iptables: %w", err)
 	}
-	l.names = names
-	return l, nil
+	return &legacy{v4: v4, fd: fd}, nil
 }
 
 // Close frees the files.
 func (l *legacy) Close() error {
-	if l.names == nil {
-		return nil
+	var err error
+	if l.fd >= 0 {
+		err = unix.Close(l.fd)
 	}
-	return errors.Join(l.names.Close(), unix.Close(l.fd))
+	if l.names != nil {
+		err = errors.Join(err, l.names.Close())
+	}
+	return err
 }
 
-// tables names the tables that exist.
+// tables names the tables that exist. The kernel lists them once the module
+// is loaded, and the first rule of anybody may load it.
 func (l *legacy) tables() ([]string, error) {
-	if l.names == nil {
+	if l.fd < 0 {
 		return nil, nil
+	}
+	if l.names == nil {
+		path := "/proc/thread-self/net/ip6_tables_names"
+		if l.v4 {
+			path = "/proc/thread-self/net/ip_tables_names"
+		}
+		names, err := os.Open(path)
+		if errors.Is(err, os.ErrNotExist) {
+			return nil, nil
+		}
+		if err != nil {
+			return nil, err
+		}
+		l.names = names
 	}
 	b := make([]byte, 512)
 	n, err := l.names.ReadAt(b, 0)

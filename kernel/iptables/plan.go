@@ -7,8 +7,6 @@ import (
 	"slices"
 	"strings"
 
-	"golang.org/x/sys/unix"
-
 	"github.com/flanneld/flanneld/kernel/rules"
 )
 
@@ -17,7 +15,7 @@ const peers4, peers6 = "flanneld-peers4", "flanneld-peers6"
 
 // planOf says what chains the tables must hold for one family, by table.
 func planOf(r rules.Rules, v4, randomFully, sets bool, local func(netip.Addr) bool) map[string][]chain {
-	all := []chain{prerouting(r), postrouting(r, v4, randomFully)}
+	all := append(prerouting(r, v4), postrouting(r, v4, randomFully))
 	all = append(all, input(r, v4, sets, local)...)
 	byTable := map[string][]chain{}
 	for _, c := range all {
@@ -30,16 +28,6 @@ func planOf(r rules.Rules, v4, randomFully, sets bool, local func(netip.Addr) bo
 
 func (c *chain) add(match, target string) { c.rules = append(c.rules, rule{match, target}) }
 
-// prerouting drops packets out of the tunnel whose inner source does not
-// route back into it.
-func prerouting(r rules.Rules) chain {
-	c := chain{table: "raw", name: prefix + "PRE", parent: "PREROUTING"}
-	for _, link := range r.Tunnel.Links() {
-		c.add("-i "+link+" -m rpfilter --invert", "DROP")
-	}
-	return c
-}
-
 // input sees what is delivered to this host itself, and what is forwarded,
 // before the filter table can accept it.
 func input(r rules.Rules, v4, sets bool, local func(netip.Addr) bool) []chain {
@@ -49,8 +37,10 @@ func input(r rules.Rules, v4, sets bool, local func(netip.Addr) bool) []chain {
 	toPeers := toPeers(r.Tunnel, v4, sets)
 	t := r.Tunnel
 	if t.Protocol != 0 {
-		in.add(tunnelMatch(t), tunnel.name)
-		fwd.add(tunnelMatch(t), toPeers.name)
+		for _, match := range tunnelMatches(t, v4) {
+			in.add(match, tunnel.name)
+			fwd.add(match, toPeers.name)
+		}
 		if t.Underlay != "" {
 			tunnel.add("! -i "+t.Underlay, "DROP")
 		}
@@ -79,37 +69,22 @@ func input(r rules.Rules, v4, sets bool, local func(netip.Addr) bool) []chain {
 	return append([]chain{in, tunnel, fwd, toPeers}, guard(r, v4, local)...)
 }
 
-// toPeers drops tunnel packets to peers that containers made: masqueraded,
-// they would come from this host, which is a peer there.
-func toPeers(t rules.Tunnel, v4, sets bool) chain {
-	c := chain{table: "mangle", name: prefix + "TOPEERS"}
-	if t.Protocol == 0 {
-		return c
-	}
-	if t.Underlay != "" {
-		c.add("-i "+t.Underlay, "RETURN")
-	}
-	for _, match := range peerMatches(t.Peers, v4, sets, false) {
-		c.add(match, "DROP")
-	}
-	c.add("", "RETURN") // never empty: the chain is jumped to
-	return c
-}
-
 // guard drops what containers send to guarded services. A container is on one
 // of Bridges or has an address of the pod network or, on its own link, a
 // link-local one.
 func guard(r rules.Rules, v4 bool, local func(netip.Addr) bool) []chain {
 	g, d := chain{table: "mangle", name: prefix + "GUARD"}, chain{table: "mangle", name: prefix + "GUARDED"}
+	if r.Tunnel.Plain { // pods of other hosts come over the underlay too
+		for _, n := range prefixesOf(r.Networks, v4) {
+			g.add("-s "+n.String(), d.name)
+		}
+	}
 	if r.Tunnel.Underlay != "" {
 		g.add("-i "+r.Tunnel.Underlay, "RETURN")
 	}
 	g.add("-i lo", "RETURN")
 	for _, b := range r.Bridges {
-		if begin, ok := strings.CutSuffix(b, "*"); ok {
-			b = begin + "+"
-		}
-		g.add("-i "+b, d.name)
+		g.add("-i "+wildcard(b), d.name)
 	}
 	for _, n := range append(slices.Clone(r.Networks), netip.MustParsePrefix("fe80::/10")) {
 		if n.Addr().Is4() == v4 {
@@ -129,58 +104,9 @@ func guard(r rules.Rules, v4 bool, local func(netip.Addr) bool) []chain {
 	return []chain{g, d}
 }
 
-func tunnelMatch(t rules.Tunnel) string {
-	switch {
-	case t.Port == 0:
-		return fmt.Sprintf("-p %d", t.Protocol)
-	case t.Protocol == unix.IPPROTO_TCP:
-		return fmt.Sprintf("-p tcp -m tcp --dport %d", t.Port)
-	}
-	return fmt.Sprintf("-p udp -m udp --dport %d", t.Port)
-}
-
-// peerMatches match the peers, as source or destination: through a set, or
-// one by one.
-func peerMatches(peers []netip.Addr, v4, sets, source bool) []string {
-	inSet, single := "dst", "-d "
-	if source {
-		inSet, single = "src", "-s "
-	}
-	if sets {
-		name := peers6
-		if v4 {
-			name = peers4
-		}
-		return []string{"-m set --match-set " + name + " " + inSet}
-	}
-	var out []string
-	for _, a := range peersByFamily(peers)[v4] {
-		out = append(out, single+a.String())
-	}
-	return out
-}
-
-// peersByFamily sorts the peers; true is IPv4.
-func peersByFamily(peers []netip.Addr) map[bool][]netip.Addr {
-	out := map[bool][]netip.Addr{}
-	for _, a := range peers {
-		if a = a.Unmap().WithZone(""); a.IsValid() {
-			out[a.Is4()] = append(out[a.Is4()], a)
-		}
-	}
-	for v4 := range out {
-		slices.SortFunc(out[v4], netip.Addr.Compare)
-		out[v4] = slices.Compact(out[v4])
-	}
-	return out
-}
-
 func postrouting(r rules.Rules, v4, randomFully bool) chain {
 	c := chain{table: "nat", name: prefix + "POST", parent: "POSTROUTING"}
-	mine := func(ps []netip.Prefix) []netip.Prefix {
-		return slices.DeleteFunc(slices.Clone(ps), func(p netip.Prefix) bool { return p.Addr().Is4() != v4 })
-	}
-	networks := mine(r.Networks)
+	networks := prefixesOf(r.Networks, v4)
 	if !r.Masquerade || len(networks) == 0 {
 		return c
 	}
@@ -200,15 +126,30 @@ func postrouting(r rules.Rules, v4, randomFully bool) chain {
 			c.add("-s "+a.String()+" -d "+b.String(), "RETURN")
 		}
 	}
-	for _, s := range mine(r.Subnets) {
+	for _, s := range prefixesOf(r.Subnets, v4) {
 		c.add("-s "+s.String(), masquerade)
 	}
 	for _, n := range networks {
 		for _, link := range r.Tunnel.Links() {
-			c.add("-d "+n.String()+" -o "+link, masquerade)
+			c.add("-d "+n.String()+" -o "+wildcard(link), masquerade)
+		}
+		if r.Tunnel.Plain && r.Tunnel.Underlay != "" {
+			c.add("-d "+n.String()+" -o "+r.Tunnel.Underlay, masquerade)
 		}
 	}
 	return c
+}
+
+func prefixesOf(ps []netip.Prefix, v4 bool) []netip.Prefix {
+	return slices.DeleteFunc(slices.Clone(ps), func(p netip.Prefix) bool { return p.Addr().Is4() != v4 })
+}
+
+// wildcard is a link's name as iptables writes it.
+func wildcard(link string) string {
+	if begin, ok := strings.CutSuffix(link, "*"); ok {
+		return begin + "+"
+	}
+	return link
 }
 
 // isAboutSets tells whether a program refused the match on a set.

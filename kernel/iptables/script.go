@@ -6,6 +6,8 @@ import (
 	"hash/fnv"
 	"slices"
 	"strings"
+
+	"github.com/flanneld/flanneld/kernel/iptables/table"
 )
 
 // prefix begins the names of all chains of ours; tag begins the comments of
@@ -39,50 +41,16 @@ func (r rule) digest() string {
 	return hex.EncodeToString(h.Sum(nil))
 }
 
-// saved is a table as iptables-save prints it.
-type saved struct {
-	policy map[string]string   // of every chain; "-" if it is not built in
-	rules  map[string][]string // without "-A CHAIN "
-}
-
-func parseSaved(out string) saved {
-	s := saved{policy: map[string]string{}, rules: map[string][]string{}}
-	for line := range strings.Lines(out) {
-		line = strings.TrimSpace(line)
-		if rest, ok := strings.CutPrefix(line, ":"); ok {
-			name, rest, _ := strings.Cut(rest, " ")
-			policy, _, _ := strings.Cut(rest, " ")
-			s.policy[name] = policy
-		}
-		if rest, ok := strings.CutPrefix(line, "-A "); ok {
-			name, text, _ := strings.Cut(rest, " ")
-			s.rules[name] = append(s.rules[name], text)
-		}
-	}
-	return s
-}
-
-// target returns what a rule of iptables-save jumps or goes to.
-func target(text string) string {
-	f := strings.Fields(text)
-	for i := range f {
-		if (f[i] == "-j" || f[i] == "-g") && i+1 < len(f) {
-			return f[i+1]
-		}
-	}
-	return ""
-}
-
 func isOurJump(text string) bool {
-	return strings.Contains(text, `"`+jumpTag+`"`) || strings.HasPrefix(target(text), prefix)
+	return strings.Contains(text, `"`+jumpTag+`"`) || strings.HasPrefix(table.Target(text), prefix)
 }
 
-// script returns what must be done to table for it to hold want and nothing
+// script returns what must be done to a table for it to hold want and nothing
 // else of ours; "" if it does.
-func script(table string, want []chain, have saved) string {
+func script(name string, want []chain, have table.Saved) string {
 	var body strings.Builder
 	var stale []string
-	for name := range have.policy {
+	for name := range have.Policy {
 		if strings.HasPrefix(name, prefix) && !slices.ContainsFunc(want, func(c chain) bool { return c.name == name }) {
 			stale = append(stale, name)
 		}
@@ -110,24 +78,24 @@ func script(table string, want []chain, have saved) string {
 	if body.Len() == 0 {
 		return ""
 	}
-	return "*" + table + "\n" + body.String() + "COMMIT\n"
+	return "*" + name + "\n" + body.String() + "COMMIT\n"
 }
 
 // equals tells whether the table holds the chain as it must be.
-func (c chain) equals(have saved) bool {
-	if _, there := have.policy[c.name]; !there {
+func (c chain) equals(have table.Saved) bool {
+	if _, there := have.Policy[c.name]; !there {
 		return false
 	}
-	return slices.EqualFunc(have.rules[c.name], c.rules, func(text string, r rule) bool {
+	return slices.EqualFunc(have.Rules[c.name], c.rules, func(text string, r rule) bool {
 		return strings.Contains(text, `"`+tag+" "+r.digest()+`"`)
 	})
 }
 
 // jumps writes what makes every built-in chain have exactly the jumps that it
 // must have, where they belong.
-func jumps(body *strings.Builder, want []chain, have saved) {
-	parents := make([]string, 0, len(have.rules))
-	for name := range have.rules {
+func jumps(body *strings.Builder, want []chain, have table.Saved) {
+	parents := make([]string, 0, len(have.Rules))
+	for name := range have.Rules {
 		parents = append(parents, name)
 	}
 	for _, c := range want {
@@ -142,7 +110,7 @@ func jumps(body *strings.Builder, want []chain, have saved) {
 		}
 		var ours, others []string
 		at := -1
-		for _, text := range have.rules[parent] {
+		for _, text := range have.Rules[parent] {
 			if isOurJump(text) {
 				ours = append(ours, text)
 				at = len(others)
@@ -155,7 +123,7 @@ func jumps(body *strings.Builder, want []chain, have saved) {
 		if i >= 0 && want[i].place != nil {
 			place = want[i].place(others)
 		}
-		if i >= 0 && len(ours) == 1 && target(ours[0]) == want[i].name && at == place {
+		if i >= 0 && len(ours) == 1 && table.Target(ours[0]) == want[i].name && at == place {
 			continue
 		}
 		for _, text := range ours {

@@ -1,16 +1,13 @@
 // Package link is links, addresses, routes, neighbours and forwarding entries
-// of the kernel, by rtnetlink. It is the only package that imports a netlink
-// library.
+// of the kernel, by rtnetlink. No other package speaks it.
 package link
 
 import (
 	"errors"
-	"fmt"
 	"runtime"
 
 	"github.com/flanneld/flanneld/kernel/netns"
 	"github.com/flanneld/flanneld/kernel/nlbatch"
-	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
 )
 
@@ -24,7 +21,6 @@ var ErrNotFound = errors.New("not found")
 // Handle talks to the kernel in one network namespace: the one it was opened
 // in, whatever thread calls it. It is not safe for concurrent use.
 type Handle struct {
-	nl   *netlink.Handle // what is asked for once and need not be fast
 	conn *nlbatch.Conn
 	ns   *netns.NS
 	home netns.ID
@@ -69,9 +65,6 @@ func open(ns *netns.NS) (_ *Handle, err error) {
 	if h.home, err = ns.ID(); err != nil {
 		return nil, err
 	}
-	if h.nl, err = netlink.NewHandle(unix.NETLINK_ROUTE); err != nil {
-		return nil, fmt.Errorf("open netlink socket: %w", err)
-	}
 	if h.conn, err = nlbatch.Dial(unix.NETLINK_ROUTE); err != nil {
 		return nil, err
 	}
@@ -81,10 +74,6 @@ func open(ns *netns.NS) (_ *Handle, err error) {
 
 // Close frees the sockets. It may be called again.
 func (h *Handle) Close() {
-	if h.nl != nil {
-		h.nl.Close()
-		h.nl = nil
-	}
 	if h.conn != nil {
 		h.own.forget(h.conn)
 		_ = h.conn.Close()

@@ -6,10 +6,34 @@ import (
 	"net/netip"
 	"slices"
 
-	"github.com/vishvananda/netlink/nl"
 	"golang.org/x/sys/unix"
 
 	"github.com/flanneld/flanneld/kernel/nlbatch"
+)
+
+// Numbers of linux/netfilter/ipset/ip_set.h.
+const (
+	ipsetVersion = 6
+
+	ipsetCmdProtocol = 1
+	ipsetCmdCreate   = 2
+	ipsetCmdDestroy  = 3
+	ipsetCmdList     = 7
+	ipsetCmdAdd      = 9
+	ipsetCmdDel      = 10
+
+	ipsetProtocol = 1
+	ipsetSetname  = 2
+	ipsetTypename = 3
+	ipsetRevision = 4
+	ipsetFamily   = 5
+	ipsetData     = 7
+	ipsetADT      = 8
+	ipsetLineno   = 9
+	ipsetIP       = 1 // within ipsetData
+	ipsetMaxelem  = 19
+	ipsetIPv4     = 1 // within ipsetIP
+	ipsetIPv6     = 2
 )
 
 // IPSets are the kernel's named sets of addresses (ipset, type hash:ip) in
@@ -33,7 +57,7 @@ func OpenIPSets() (*IPSets, error) {
 		return nil, err
 	}
 	s := &IPSets{conn: conn}
-	ask := setMessage(nl.IPSET_CMD_PROTOCOL, 0, "")
+	ask := setMessage(ipsetCmdProtocol, 0, "")
 	for _, err := range conn.Get(&ask) {
 		if err != nil {
 			return nil, errors.Join(fmt.Errorf("ipset (CONFIG_IP_SET): %w", err), s.Close())
@@ -66,13 +90,13 @@ func (s *IPSets) Sync(name string, v4 bool, want []netip.Addr) error {
 		})
 	}
 	return errors.Join(
-		s.change(name, nl.IPSET_CMD_ADD, without(want, have)),
-		s.change(name, nl.IPSET_CMD_DEL, without(have, want)))
+		s.change(name, ipsetCmdAdd, without(want, have)),
+		s.change(name, ipsetCmdDel, without(have, want)))
 }
 
 // Destroy removes a set that no rule uses; a set that is not there is no error.
 func (s *IPSets) Destroy(name string) error {
-	b := setMessage(nl.IPSET_CMD_DESTROY, 0, name)
+	b := setMessage(ipsetCmdDestroy, 0, name)
 	if err := s.do(&b); err != nil && !errors.Is(err, unix.ENOENT) {
 		return fmt.Errorf("destroy ipset %s: %w", name, err)
 	}
@@ -82,7 +106,7 @@ func (s *IPSets) Destroy(name string) error {
 // List returns a set's addresses; unix.ENOENT if there is no such set.
 func (s *IPSets) List(name string) ([]netip.Addr, error) {
 	var out []netip.Addr
-	ask := setMessage(nl.IPSET_CMD_LIST, unix.NLM_F_DUMP, name)
+	ask := setMessage(ipsetCmdList, unix.NLM_F_DUMP, name)
 	for body, err := range s.conn.Get(&ask) {
 		if err != nil {
 			return nil, fmt.Errorf("list ipset %s: %w", name, err)
@@ -91,7 +115,7 @@ func (s *IPSets) List(name string) ([]netip.Addr, error) {
 			continue
 		}
 		for kind, entries := range nlbatch.Attrs(body[4:]) {
-			if kind != nl.IPSET_ATTR_ADT {
+			if kind != ipsetADT {
 				continue
 			}
 			for _, entry := range nlbatch.Attrs(entries) {
@@ -105,7 +129,7 @@ func (s *IPSets) List(name string) ([]netip.Addr, error) {
 // entryAddrs returns the address of a set's entry.
 func entryAddrs(entry []byte) (out []netip.Addr) {
 	for kind, ip := range nlbatch.Attrs(entry) {
-		if kind != nl.IPSET_ATTR_IP {
+		if kind != ipsetIP {
 			continue
 		}
 		for _, b := range nlbatch.Attrs(ip) {
@@ -118,16 +142,16 @@ func entryAddrs(entry []byte) (out []netip.Addr) {
 }
 
 func (s *IPSets) create(name string, v4 bool) error {
-	b := setMessage(nl.IPSET_CMD_CREATE, unix.NLM_F_CREATE|unix.NLM_F_EXCL, name)
+	b := setMessage(ipsetCmdCreate, unix.NLM_F_CREATE|unix.NLM_F_EXCL, name)
 	family := uint8(unix.AF_INET6)
 	if v4 {
 		family = unix.AF_INET
 	}
-	b.String(nl.IPSET_ATTR_TYPENAME, "hash:ip")
-	b.Uint8(nl.IPSET_ATTR_REVISION, 1)
-	b.Uint8(nl.IPSET_ATTR_FAMILY, family)
-	b.Nest(nl.IPSET_ATTR_DATA, func() {
-		b.BigUint32(nl.IPSET_ATTR_MAXELEM|unix.NLA_F_NET_BYTEORDER, setCapacity)
+	b.String(ipsetTypename, "hash:ip")
+	b.Uint8(ipsetRevision, 1)
+	b.Uint8(ipsetFamily, family)
+	b.Nest(ipsetData, func() {
+		b.BigUint32(ipsetMaxelem|unix.NLA_F_NET_BYTEORDER, setCapacity)
 	})
 	if err := s.do(&b); err != nil {
 		return fmt.Errorf("create ipset %s: %w", name, err)
@@ -138,15 +162,15 @@ func (s *IPSets) create(name string, v4 bool) error {
 func (s *IPSets) change(name string, cmd uint16, addrs []netip.Addr) error {
 	for part := range slices.Chunk(addrs, entriesPerMessage) {
 		b := setMessage(cmd, 0, name)
-		b.BigUint32(nl.IPSET_ATTR_LINENO|unix.NLA_F_NET_BYTEORDER, 0)
-		b.Nest(nl.IPSET_ATTR_ADT, func() {
+		b.BigUint32(ipsetLineno|unix.NLA_F_NET_BYTEORDER, 0)
+		b.Nest(ipsetADT, func() {
 			for _, a := range part {
-				kind := uint16(nl.IPSET_ATTR_IPADDR_IPV6)
+				kind := uint16(ipsetIPv6)
 				if a.Is4() {
-					kind = nl.IPSET_ATTR_IPADDR_IPV4
+					kind = ipsetIPv4
 				}
-				b.Nest(nl.IPSET_ATTR_DATA, func() {
-					b.Nest(nl.IPSET_ATTR_IP, func() { b.Bytes(kind|unix.NLA_F_NET_BYTEORDER, a.AsSlice()) })
+				b.Nest(ipsetData, func() {
+					b.Nest(ipsetIP, func() { b.Bytes(kind|unix.NLA_F_NET_BYTEORDER, a.AsSlice()) })
 				})
 			}
 		})
@@ -166,9 +190,9 @@ func (s *IPSets) do(b *nlbatch.Batch) error {
 func setMessage(cmd, flags uint16, name string) nlbatch.Batch {
 	var b nlbatch.Batch
 	b.Message(unix.NFNL_SUBSYS_IPSET<<8|cmd, flags, []byte{unix.AF_INET, unix.NFNETLINK_V0, 0, 0})
-	b.Uint8(nl.IPSET_ATTR_PROTOCOL, nl.IPSET_PROTOCOL)
+	b.Uint8(ipsetProtocol, ipsetVersion)
 	if name != "" {
-		b.String(nl.IPSET_ATTR_SETNAME, name)
+		b.String(ipsetSetname, name)
 	}
 	return b
 }

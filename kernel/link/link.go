@@ -21,6 +21,8 @@ type Link struct {
 	Master, Parent int
 	Loopback       bool
 	Vxlan          *Vxlan // of Kind "vxlan"
+	GRE            *GRE   // of Kind "gre" and "ip6gre"
+	IPIP           *IPIP  // of Kind "ipip" and "ip6tnl"
 	Conf           Conf
 }
 
@@ -115,6 +117,11 @@ func (h *Handle) Links(kind string) ([]Link, error) {
 	if err != nil {
 		return nil, fmt.Errorf("list interfaces: %w", err)
 	}
+	if kind != "" {
+		for i := range out {
+			h.own.sawLink(&out[i])
+		}
+	}
 	return out, nil
 }
 
@@ -131,14 +138,22 @@ func (h *Handle) DeleteLink(index int) error {
 
 // SetUp switches an interface on.
 func (h *Handle) SetUp(index int) error {
-	return h.setLink("switch on", index, unix.IFF_UP, unix.IFF_UP, func(*nlbatch.Batch) {})
+	err := h.setLink("switch on", index, unix.IFF_UP, unix.IFF_UP, func(*nlbatch.Batch) {})
+	if err == nil {
+		h.own.changed(index, func(s *linkState) { s.up = true })
+	}
+	return err
 }
 
 // SetMTU sets an interface's MTU.
 func (h *Handle) SetMTU(index, mtu int) error {
-	return h.setLink(fmt.Sprintf("set MTU %d of", mtu), index, 0, 0, func(b *nlbatch.Batch) {
+	err := h.setLink(fmt.Sprintf("set MTU %d of", mtu), index, 0, 0, func(b *nlbatch.Batch) {
 		add32(b, unix.IFLA_MTU, uint32(mtu))
 	})
+	if err == nil {
+		h.own.changed(index, func(s *linkState) { s.mtu = mtu })
+	}
+	return err
 }
 
 // SetMAC sets an interface's Ethernet address. The kernel then drops all of
@@ -227,8 +242,13 @@ func parseLinkInfo(info []byte, l *Link) {
 		case unix.IFLA_INFO_KIND:
 			l.Kind = unix.ByteSliceToString(data)
 		case unix.IFLA_INFO_DATA:
-			if l.Kind == "vxlan" {
+			switch l.Kind {
+			case "vxlan":
 				l.Vxlan = parseVxlan(data)
+			case KindGRE, KindGREv6:
+				l.GRE = parseGRE(l.Kind, data)
+			case KindIPIP, KindIPIPv6:
+				l.IPIP = parseIPIP(l.Kind, data)
 			}
 		}
 	}

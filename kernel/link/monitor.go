@@ -17,7 +17,7 @@ import (
 // Watch says what a Monitor looks at, by interface name.
 type Watch struct {
 	// Devices are ours: everything on them counts, and every route that
-	// carries Protocol.
+	// carries Protocol. A name that ends in * is every name that begins so.
 	Devices []string
 	// Underlay are interfaces of which only themselves and their addresses
 	// count.
@@ -118,14 +118,11 @@ func (m *Monitor) Watch(w Watch) error {
 	}
 	defer h.Close()
 	links, addrs := map[int]linkState{}, map[Address]struct{}{}
-	for _, name := range slices.Concat(w.Devices, w.Underlay) {
-		l, err := h.LinkByName(name)
-		if errors.Is(err, ErrNoLink) {
-			continue
-		}
-		if err != nil {
-			return err
-		}
+	watched, err := watchedLinks(h, slices.Concat(w.Devices, w.Underlay))
+	if err != nil {
+		return err
+	}
+	for _, l := range watched {
 		links[l.Index] = stateOf(&l)
 		all, err := h.Addresses(l.Index)
 		if err != nil && !errors.Is(err, unix.ENODEV) { // gone since
@@ -147,7 +144,7 @@ func (m *Monitor) refilter() {
 	m.mu.Lock()
 	var devices, underlay []int
 	for index, s := range m.links {
-		if slices.Contains(m.devices, s.name) {
+		if named(m.devices, s.name) {
 			devices = append(devices, index)
 		} else {
 			underlay = append(underlay, index)
@@ -334,12 +331,12 @@ func (m *Monitor) link(kind uint16, body []byte, news *Change) {
 	m.mu.Lock()
 	bridge := m.plugs.link(kind == unix.RTM_DELLINK, &l)
 	before, had := m.links[l.Index]
-	device, underlay := slices.Contains(m.devices, l.Name), slices.Contains(m.underlay, l.Name)
+	device, underlay := named(m.devices, l.Name), named(m.underlay, l.Name)
 	// A link that got another name counts once more by the old one.
-	device = device || had && slices.Contains(m.devices, before.name)
-	underlay = underlay || had && slices.Contains(m.underlay, before.name)
+	device = device || had && named(m.devices, before.name)
+	underlay = underlay || had && named(m.underlay, before.name)
 	now := stateOf(&l)
-	if kind == unix.RTM_DELLINK || !slices.Contains(m.devices, l.Name) && !slices.Contains(m.underlay, l.Name) {
+	if kind == unix.RTM_DELLINK || !named(m.devices, l.Name) && !named(m.underlay, l.Name) {
 		delete(m.links, l.Index)
 		now = linkState{}
 	} else {
@@ -389,5 +386,5 @@ func (m *Monitor) watched(index int) (device, underlay bool) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	s, ok := m.links[index]
-	return ok && slices.Contains(m.devices, s.name), ok && slices.Contains(m.underlay, s.name)
+	return ok && named(m.devices, s.name), ok && named(m.underlay, s.name)
 }

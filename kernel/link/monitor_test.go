@@ -231,3 +231,51 @@ func TestMonitorSaysWhenItLostSomething(t *testing.T) {
 		t.Error(err)
 	}
 }
+
+func TestMonitorWatchesNamesThatBeginAlike(t *testing.T) {
+	h := newHost(t)
+	h.ip(t, "link add mesh-0 up type veth peer name other-0")
+	var m *link.Monitor
+	err := h.ns.Do(func() (err error) {
+		m, err = link.NewMonitor(link.Watch{Devices: []string{"mesh-*"}}, nil)
+		return err
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	ctx, cancel := context.WithCancel(t.Context())
+	done := make(chan error)
+	go func() { done <- m.Run(ctx) }()
+	defer func() {
+		cancel()
+		if err := <-done; err != nil {
+			t.Error(err)
+		}
+	}()
+	for _, c := range []struct {
+		line string
+		told bool
+	}{
+		{"addr add 10.1.1.0/32 dev mesh-0", true},
+		{"addr add 10.1.2.0/32 dev other-0", false},
+		{"link add mesh-1 type veth peer name other-1", true},
+		{"addr add 10.1.3.0/32 dev mesh-1", true},
+		{"route add 10.9.0.0/16 dev mesh-0", true},
+		{"link set other-1 mtu 1300", false},
+		{"link del mesh-1", true},
+	} {
+		h.ip(t, c.line)
+		got := false
+		for quiet := false; !quiet; {
+			select {
+			case n := <-m.C:
+				got = got || n.Devices
+			case <-time.After(800 * time.Millisecond):
+				quiet = true
+			}
+		}
+		if got != c.told {
+			t.Errorf("%s: told %t", c.line, got)
+		}
+	}
+}

@@ -20,6 +20,7 @@ type Own struct {
 	recent, older map[echo]struct{}
 	turned        time.Time
 	links         map[int]linkState // as last read by a handle
+	names         map[string]int    // index of each of links
 	watchers      map[*Monitor]struct{}
 }
 
@@ -163,14 +164,13 @@ func (o *Own) sawLink(l *Link) {
 	o.mu.Lock()
 	defer o.mu.Unlock()
 	if o.links == nil {
-		o.links = map[int]linkState{}
+		o.links, o.names = map[int]linkState{}, map[string]int{}
 	}
-	for index, s := range o.links { // few: those that our handles look up
-		if s.name == l.Name {
-			delete(o.links, index)
-		}
+	o.unsee(l.Index)
+	if index, ok := o.names[l.Name]; ok {
+		o.unsee(index)
 	}
-	o.links[l.Index] = stateOf(l)
+	o.links[l.Index], o.names[l.Name] = stateOf(l), l.Index
 }
 
 // sawNoLink is told what was looked for, one of the two.
@@ -180,11 +180,28 @@ func (o *Own) sawNoLink(index int, name string) {
 	}
 	o.mu.Lock()
 	defer o.mu.Unlock()
-	for i, s := range o.links {
-		if i == index || s.name == name {
-			delete(o.links, i)
-		}
+	o.unsee(index)
+	if i, ok := o.names[name]; ok {
+		o.unsee(i)
 	}
+}
+
+// changed notes what a handle made of a link that it saw.
+func (o *Own) changed(index int, change func(*linkState)) {
+	if o == nil {
+		return
+	}
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	if s, ok := o.links[index]; ok {
+		change(&s)
+		o.links[index] = s
+	}
+}
+
+func (o *Own) unsee(index int) {
+	delete(o.names, o.links[index].name)
+	delete(o.links, index)
 }
 
 // linkAsSeen is the state that a handle last found.

@@ -17,9 +17,10 @@ type Route struct {
 	Metric   uint32
 	OnLink   bool // Via counts as reachable on Link whatever the table says
 	Protocol uint8
+	Encap    Encap // what Link, an external tunnel device, is told; zero: nothing
 	// Special: it has something that this type does not tell (not unicast,
-	// several next hops, an encapsulation, a source address, metrics), so
-	// that it equals no route of ours.
+	// several next hops, an encapsulation of another kind, a source address,
+	// metrics), so that it equals no route of ours.
 	Special bool
 }
 
@@ -60,6 +61,9 @@ func addRoute(b *nlbatch.Batch, kind, flags uint16, r *Route) {
 	if r.Metric != 0 {
 		add32(b, unix.RTA_PRIORITY, r.Metric)
 	}
+	if r.Encap != (Encap{}) && kind == unix.RTM_NEWROUTE {
+		addEncap(b, &r.Encap)
+	}
 }
 
 // readRoute reads a route message; ok is false for what is not a route of
@@ -79,6 +83,8 @@ func readRoute(body []byte, r *Route) (ok bool) {
 		dst = netip.IPv6Unspecified()
 	}
 	table := uint32(body[4])
+	var encap []byte
+	var encapKind uint16
 	for kind, data := range nlbatch.Attrs(body[rtmsgLen:]) {
 		switch kind {
 		case unix.RTA_DST:
@@ -96,9 +102,16 @@ func readRoute(body []byte, r *Route) (ok bool) {
 			if len(data) >= 8 { // struct rtnexthop: the first one stands for all
 				r.Link = int(u32(data[4:]))
 			}
-		case unix.RTA_PREFSRC, unix.RTA_ENCAP, unix.RTA_METRICS, unix.RTA_VIA, rtaNexthopID:
+		case unix.RTA_ENCAP:
+			encap = data
+		case unix.RTA_ENCAP_TYPE:
+			encapKind = u16(data)
+		case unix.RTA_PREFSRC, unix.RTA_METRICS, unix.RTA_VIA, rtaNexthopID:
 			r.Special = true
 		}
+	}
+	if encap != nil && !readEncap(encapKind, encap, &r.Encap) {
+		r.Special = true
 	}
 	r.Dst = netip.PrefixFrom(dst, int(body[1]))
 	return table == unix.RT_TABLE_MAIN && r.Dst.IsValid()

@@ -40,6 +40,13 @@ func u32(raw []byte) uint32 {
 	return native.Uint32(raw)
 }
 
+func u16(raw []byte) uint16 {
+	if len(raw) < 2 {
+		return 0
+	}
+	return native.Uint16(raw)
+}
+
 func big16(raw []byte) uint16 {
 	if len(raw) < 2 {
 		return 0

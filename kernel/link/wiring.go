@@ -5,16 +5,36 @@ import (
 	"net"
 	"net/netip"
 
-	"github.com/vishvananda/netlink"
-	"github.com/vishvananda/netns"
 	"golang.org/x/sys/unix"
+
+	"github.com/flanneld/flanneld/kernel/netns"
 )
 
 // Wiring lays the cables of a lab: bridges, and wires between namespaces.
 // Unlike the rest of this package it makes things once and does not repair
 // them. Every link it makes is up.
 type Wiring struct {
-	*Handle
+	*Ports
+}
+
+// OpenWiring works in the calling thread's network namespace.
+func OpenWiring() (Wiring, error) {
+	p, err := OpenPorts()
+	return Wiring{p}, err
+}
+
+// OpenWiringAt works in the network namespace at a path.
+func OpenWiringAt(path string) (w Wiring, err error) {
+	ns, err := netns.Open(path)
+	if err != nil {
+		return Wiring{}, err
+	}
+	defer ns.Close()
+	err = ns.Do(func() (err error) {
+		w, err = OpenWiring()
+		return err
+	})
+	return w, err
 }
 
 // Wire is a veth pair with one end here and the other in another namespace.
@@ -30,64 +50,63 @@ type Wire struct {
 // Loopback brings lo up.
 func (w Wiring) Loopback() error { return w.SetLink("lo", true) }
 
-// Bridge makes a bridge without spanning tree and with a MAC address that
-// does not depend on its ports.
-func (w Wiring) Bridge(name string, mac net.HardwareAddr, mtu int) error {
-	attrs := netlink.NewLinkAttrs()
-	attrs.Name, attrs.HardwareAddr, attrs.MTU = name, mac, mtu
-	snooping := false
-	br := &netlink.Bridge{LinkAttrs: attrs, MulticastSnooping: &snooping}
-	if err := w.nl.LinkAdd(br); err != nil {
+// Switch makes a bridge without spanning tree, without multicast snooping and
+// with a MAC address that does not depend on its ports.
+func (w Wiring) Switch(name string, mac net.HardwareAddr, mtu int) error {
+	w.b.Reset()
+	w.b.Message(unix.RTM_NEWLINK, unix.NLM_F_CREATE|unix.NLM_F_EXCL, linkMessage(0, unix.IFF_UP, unix.IFF_UP))
+	w.b.String(unix.IFLA_IFNAME, name)
+	w.b.Bytes(unix.IFLA_ADDRESS, mac)
+	if mtu != 0 {
+		w.b.Uint32(unix.IFLA_MTU, uint32(mtu))
+	}
+	w.b.Nest(unix.IFLA_LINKINFO, func() {
+		w.b.String(unix.IFLA_INFO_KIND, "bridge")
+		w.b.Nest(unix.IFLA_INFO_DATA, func() { w.b.Uint8(unix.IFLA_BR_MCAST_SNOOPING, 0) })
+	})
+	if err := w.do(); err != nil {
 		return fmt.Errorf("make bridge %s: %w", name, err)
 	}
-	return w.SetLink(name, true)
+	return nil
 }
 
 // Wire makes a veth pair with the far end created where it belongs, so that
 // nothing is moved between namespaces. Both ends are up.
 func (w Wiring) Wire(p Wire) error {
-	peerNS, err := netns.GetFromPath(p.PeerNetNS)
+	peerNS, err := netns.Open(p.PeerNetNS)
 	if err != nil {
-		return fmt.Errorf("open network namespace %s: %w", p.PeerNetNS, err)
+		return err
 	}
 	defer peerNS.Close()
-	attrs := netlink.NewLinkAttrs()
-	attrs.Name, attrs.MTU = p.Name, p.MTU
+	v := Veth{Name: p.Name, MTU: p.MTU, Peer: p.PeerName, PeerNS: peerNS.FD()}
 	if p.Bridge != "" {
-		br, err := w.nl.LinkByName(p.Bridge)
+		br, err := w.Port(p.Bridge)
 		if err != nil {
-			return fmt.Errorf("bridge %s of wire %s: %w", p.Bridge, p.Name, err)
+			return fmt.Errorf("wire %s: %w", p.Name, err)
 		}
-		attrs.MasterIndex = br.Attrs().Index
+		v.Bridge = br.Index
 	}
-	veth := netlink.NewVeth(attrs)
-	veth.PeerName, veth.PeerNamespace, veth.PeerMTU = p.PeerName, netlink.NsFd(peerNS), uint32(p.MTU)
-	if err := w.nl.LinkAdd(veth); err != nil {
-		return fmt.Errorf("make wire %s: %w", p.Name, err)
+	if err := w.AddVeth(v); err != nil {
+		return err
 	}
-	far, err := OpenAt(p.PeerNetNS)
+	far, err := OpenWiringAt(p.PeerNetNS)
 	if err != nil {
 		return err
 	}
 	defer far.Close()
-	if err := (Wiring{far}).SetLink(p.PeerName, true); err != nil {
-		return err
-	}
-	return w.SetLink(p.Name, true)
+	return far.SetLink(p.PeerName, true)
 }
 
 // SetLink switches a link on or off.
 func (w Wiring) SetLink(name string, up bool) error {
-	l, err := w.nl.LinkByName(name)
-	if err != nil {
-		return fmt.Errorf("link %s: %w", name, err)
-	}
+	var flags uint32
 	if up {
-		err = w.nl.LinkSetUp(l)
-	} else {
-		err = w.nl.LinkSetDown(l)
+		flags = unix.IFF_UP
 	}
-	if err != nil {
+	w.b.Reset()
+	w.b.Message(unix.RTM_NEWLINK, 0, linkMessage(0, flags, unix.IFF_UP))
+	w.b.String(unix.IFLA_IFNAME, name)
+	if err := w.do(); err != nil {
 		return fmt.Errorf("switch link %s: %w", name, err)
 	}
 	return nil
@@ -96,15 +115,13 @@ func (w Wiring) SetLink(name string, up bool) error {
 // AddAddress gives a link an address that is usable at once (no duplicate
 // address detection).
 func (w Wiring) AddAddress(name string, p netip.Prefix) error {
-	l, err := w.nl.LinkByName(name)
+	l, err := w.Port(name)
 	if err != nil {
-		return fmt.Errorf("link %s: %w", name, err)
+		return err
 	}
-	a := &netlink.Addr{IPNet: &net.IPNet{IP: p.Addr().AsSlice(), Mask: net.CIDRMask(p.Bits(), p.Addr().BitLen())}}
-	if p.Addr().Is6() {
-		a.Flags = unix.IFA_F_NODAD
-	}
-	if err := w.nl.AddrAdd(l, a); err != nil {
+	w.b.Reset()
+	w.addressMessage(unix.RTM_NEWADDR, unix.NLM_F_CREATE|unix.NLM_F_EXCL, l.Index, p, false)
+	if err := w.do(); err != nil {
 		return fmt.Errorf("add address %s to %s: %w", p, name, err)
 	}
 	return nil
@@ -112,12 +129,17 @@ func (w Wiring) AddAddress(name string, p netip.Prefix) error {
 
 // AddDefaultRoute sends what has no better route to a gateway.
 func (w Wiring) AddDefaultRoute(name string, via netip.Addr) error {
-	l, err := w.nl.LinkByName(name)
+	l, err := w.Port(name)
 	if err != nil {
-		return fmt.Errorf("link %s: %w", name, err)
+		return err
 	}
-	r := &netlink.Route{LinkIndex: l.Attrs().Index, Gw: via.AsSlice()}
-	if err := w.nl.RouteAdd(r); err != nil {
+	all := netip.PrefixFrom(netip.IPv4Unspecified(), 0)
+	if !via.Is4() {
+		all = netip.PrefixFrom(netip.IPv6Unspecified(), 0)
+	}
+	w.b.Reset()
+	w.routeMessage(l.Index, Inroute{To: all, Gateway: via})
+	if err := w.do(); err != nil {
 		return fmt.Errorf("add default route via %s: %w", via, err)
 	}
 	return nil

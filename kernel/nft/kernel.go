@@ -104,19 +104,20 @@ func (f *Filter) write(have, want table) (commits int, err error) {
 	// What lets packets pass comes before the rules, what no longer does after
 	// them: if it takes several transactions no packet of a peer is dropped in
 	// between.
+	gone := map[string][]string{}
 	for _, s := range want.sets {
 		old, there := find(have.sets, s.name)
 		if !there {
 			w.addSet(s)
 		}
-		added, _ := diff(old.keys, s.keys)
+		var added []string
+		added, gone[s.name] = diff(old.keys, s.keys)
 		w.elements(s, added, true)
 	}
 	w.chains(have.chains, want.chains)
 	for _, s := range have.sets {
-		if now, there := find(want.sets, s.name); there {
-			_, gone := diff(s.keys, now.keys)
-			w.elements(s, gone, false)
+		if keys, wanted := gone[s.name]; wanted {
+			w.elements(s, keys, false)
 		} else {
 			f.conn.DelSet(&nftables.Set{Table: ourTable(), Name: s.name})
 			w.pending++

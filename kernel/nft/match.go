@@ -40,18 +40,18 @@ func linkName(name string) []byte {
 	return b
 }
 
-func in(link string) match { return meta(expr.MetaKeyIIFNAME, expr.CmpOpEq, linkName(link)) }
-
-// inAny is in, or matches every name that begins so if it ends in *.
-func inAny(link string) match {
+// wildcard is a link's name as bytes to compare; of one that ends in * only how
+// it begins.
+func wildcard(link string) []byte {
 	if begin, ok := strings.CutSuffix(link, "*"); ok {
-		return meta(expr.MetaKeyIIFNAME, expr.CmpOpEq, []byte(begin))
+		return []byte(begin)
 	}
-	return in(link)
+	return linkName(link)
 }
 
-func notIn(link string) match { return meta(expr.MetaKeyIIFNAME, expr.CmpOpNeq, linkName(link)) }
-func out(link string) match   { return meta(expr.MetaKeyOIFNAME, expr.CmpOpEq, linkName(link)) }
+func in(link string) match    { return meta(expr.MetaKeyIIFNAME, expr.CmpOpEq, wildcard(link)) }
+func notIn(link string) match { return meta(expr.MetaKeyIIFNAME, expr.CmpOpNeq, wildcard(link)) }
+func out(link string) match   { return meta(expr.MetaKeyOIFNAME, expr.CmpOpEq, wildcard(link)) }
 
 func protocol(p uint8) match { return meta(expr.MetaKeyL4PROTO, expr.CmpOpEq, []byte{p}) }
 
@@ -133,12 +133,30 @@ func destinationIn(v4 bool, set string) match {
 	}
 }
 
-// notTheWayBack matches packets whose source address the routes would not
-// send back through the interface that they came from.
-func notTheWayBack() match {
+// theWayBack matches packets whose source address the routes would send back
+// through the interface that they came from; notTheWayBack the others.
+func theWayBack() match    { return wayBack(expr.CmpOpNeq) }
+func notTheWayBack() match { return wayBack(expr.CmpOpEq) }
+
+func wayBack(op expr.CmpOp) match {
 	return match{
 		&expr.Fib{Register: reg, FlagSADDR: true, FlagIIF: true, ResultOIF: true},
-		&expr.Cmp{Op: expr.CmpOpEq, Register: reg, Data: make([]byte, 4)},
+		&expr.Cmp{Op: op, Register: reg, Data: make([]byte, 4)},
+	}
+}
+
+// routedTo matches packets whose source address the routes would send out of
+// this interface; "": out of any.
+func routedTo(link string) match {
+	if link == "" {
+		return match{
+			&expr.Fib{Register: reg, FlagSADDR: true, ResultOIF: true},
+			&expr.Cmp{Op: expr.CmpOpNeq, Register: reg, Data: make([]byte, 4)},
+		}
+	}
+	return match{
+		&expr.Fib{Register: reg, FlagSADDR: true, ResultOIFNAME: true},
+		&expr.Cmp{Op: expr.CmpOpEq, Register: reg, Data: wildcard(link)},
 	}
 }
 
@@ -154,6 +172,11 @@ func leave() match { return match{&expr.Verdict{Kind: expr.VerdictReturn}} }
 func masq() match  { return match{&expr.Masq{FullyRandom: true}} }
 func jump(chain string) match {
 	return match{&expr.Verdict{Kind: expr.VerdictJump, Chain: chain}}
+}
+
+// hand is a jump that does not come back.
+func hand(chain string) match {
+	return match{&expr.Verdict{Kind: expr.VerdictGoto, Chain: chain}}
 }
 
 func setType(v4 bool) nftables.SetDatatype {

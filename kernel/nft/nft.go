@@ -93,6 +93,15 @@ func (f *Filter) Sync(ctx context.Context, r rules.Rules) error {
 	if f.have != nil && gen == f.seen && r.Equal(f.last) {
 		return nil
 	}
+	if f.have != nil && gen == f.seen && r.EqualButPeers(f.last) {
+		if want, few := f.have.withPeers(f.last.Tunnel.Peers, r.Tunnel.Peers); few {
+			if err := f.become(ctx, want, gen); err != nil {
+				return fmt.Errorf("program peers into nftables table inet %s: %w", Table, err)
+			}
+			f.last.Tunnel.Peers = append(f.last.Tunnel.Peers[:0], r.Tunnel.Peers...)
+			return nil
+		}
+	}
 	local := func(netip.Addr) bool { return false }
 	if len(r.Guard) > 0 {
 		if local, err = rules.Local(); err != nil {
@@ -185,7 +194,7 @@ func (f *Filter) probe() error {
 	f.conn.AddChain(&nftables.Chain{Name: "nat", Table: t, Type: nftables.ChainTypeNAT,
 		Hooknum: nftables.ChainHookPostrouting, Priority: nftables.ChainPriorityNATSource, Policy: &policy})
 	c := f.conn.AddChain(&nftables.Chain{Name: "rules", Table: t})
-	for _, m := range []match{masq(), notTheWayBack(), toThisHost()} {
+	for _, m := range []match{masq(), notTheWayBack(), routedTo("lo"), toThisHost()} {
 		f.conn.AddRule(&nftables.Rule{Table: t, Chain: c, Exprs: m})
 	}
 	f.conn.DelTable(t)

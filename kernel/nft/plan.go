@@ -56,6 +56,8 @@ const (
 	guardPorts       = "guardports" // every guarded port: decides quickly that a packet is none of ours
 	guardHere        = "guardhere"  // ports guarded on every address of this host
 	tunnelChain      = "tunnel"
+	innerChain       = "inner"
+	plainChain       = "plain"
 	toPeersChain     = "topeers"
 	guardChain       = "guard"
 	guardedChain     = "guarded"
@@ -69,7 +71,7 @@ const (
 // this host's.
 func planOf(r rules.Rules, local func(netip.Addr) bool) (table, error) {
 	var t table
-	t.chains = append(t.chains, prerouting(r), input(r), tunnel(r), forward(r), toPeers(r))
+	t.chains = append(t.chains, prerouting(r), inner(r), plain(r), input(r), tunnel(r), forward(r), toPeers(r))
 	t.chains = append(t.chains, guard(r)...)
 	t.chains = append(t.chains, postrouting(r))
 	t.chains = slices.DeleteFunc(t.chains, func(c chain) bool { return len(c.rules) == 0 })
@@ -107,57 +109,17 @@ func (r *rule) sign() error {
 	return nil
 }
 
-// prerouting drops packets out of the tunnel whose inner source does not
-// route back into it. Everything else costs one comparison.
-func prerouting(r rules.Rules) chain {
-	c := chain{name: "prerouting", hook: hook{typ: nftables.ChainTypeFilter, num: *nftables.ChainHookPrerouting, priority: *nftables.ChainPriorityRaw}}
-	for _, link := range r.Tunnel.Links() {
-		c.add("inner source that does not route back through the tunnel", in(link), notTheWayBack(), drop())
-	}
-	return c
-}
-
 // input sees only what is delivered to this host itself: unicast, broadcast
 // or multicast, and after any destination NAT. A container's own packets to
 // the same port elsewhere never come here, and forwarded packets cost nothing.
 func input(r rules.Rules) chain {
 	c := chain{name: "input", hook: hook{typ: nftables.ChainTypeFilter, num: *nftables.ChainHookInput, priority: *nftables.ChainPriorityRaw}}
-	if r.Tunnel.Protocol != 0 {
-		c.add("tunnel packets", ofTunnel(r.Tunnel), jump(tunnelChain))
+	for _, m := range ofTunnel(r.Tunnel) {
+		c.add("tunnel packets", m, jump(tunnelChain))
 	}
 	if len(r.Guard) > 0 {
 		c.add("guarded ports", protocol(unix.IPPROTO_TCP), dportIn(guardPorts), jump(guardChain))
 	}
-	return c
-}
-
-func ofTunnel(t rules.Tunnel) match {
-	m := protocol(t.Protocol)
-	if t.Port != 0 {
-		m = all(m, dport(t.Port))
-	}
-	return m
-}
-
-func tunnel(r rules.Rules) chain {
-	c := chain{name: tunnelChain}
-	if r.Tunnel.Protocol == 0 {
-		return c
-	}
-	if r.Tunnel.Underlay != "" {
-		c.add("tunnel packet from elsewhere than the underlay", notIn(r.Tunnel.Underlay), drop())
-	}
-	for _, v4 := range []bool{true, false} {
-		peers := sourceIn(v4, peersOf(v4))
-		local := r.Tunnel.LocalOf(v4)
-		for _, a := range local {
-			c.add("peers", family(v4), to(netip.PrefixFrom(a, a.BitLen())), peers, leave())
-		}
-		if len(local) == 0 {
-			c.add("peers", family(v4), peers, leave())
-		}
-	}
-	c.add("tunnel packet from a stranger", drop())
 	return c
 }
 
@@ -165,27 +127,11 @@ func tunnel(r rules.Rules) chain {
 // and before any masquerade: an ordinary one costs a comparison for each rule.
 func forward(r rules.Rules) chain {
 	c := chain{name: "forward", hook: hook{typ: nftables.ChainTypeFilter, num: *nftables.ChainHookForward, priority: *nftables.ChainPriorityRaw}}
-	if r.Tunnel.Protocol != 0 {
-		c.add("tunnel packets", ofTunnel(r.Tunnel), jump(toPeersChain))
+	for _, m := range ofTunnel(r.Tunnel) {
+		c.add("tunnel packets", m, jump(toPeersChain))
 	}
 	if len(r.Guard) > 0 {
 		c.add("guarded ports", protocol(unix.IPPROTO_TCP), dportIn(guardPorts), jump(guardChain))
-	}
-	return c
-}
-
-// toPeers drops tunnel packets to peers that containers made: masqueraded,
-// they would come from this host, which is a peer there.
-func toPeers(r rules.Rules) chain {
-	c := chain{name: toPeersChain}
-	if r.Tunnel.Protocol == 0 {
-		return c
-	}
-	if r.Tunnel.Underlay != "" {
-		c.add("hosts", in(r.Tunnel.Underlay), leave())
-	}
-	for _, v4 := range []bool{true, false} {
-		c.add("forged tunnel packet to a peer", family(v4), targetIn(v4, peersOf(v4)), drop())
 	}
 	return c
 }
@@ -198,12 +144,17 @@ func guard(r rules.Rules) []chain {
 	if len(r.Guard) == 0 {
 		return nil
 	}
+	if r.Tunnel.Plain { // pods of other hosts come over the underlay too
+		for _, n := range r.Networks {
+			c.add("from containers", family(n.Addr().Is4()), from(n), jump(guardedChain))
+		}
+	}
 	if r.Tunnel.Underlay != "" {
 		c.add("hosts", in(r.Tunnel.Underlay), leave())
 	}
 	c.add("this host", in("lo"), leave())
 	for _, b := range r.Bridges {
-		c.add("from containers", inAny(b), jump(guardedChain))
+		c.add("from containers", in(b), jump(guardedChain))
 	}
 	for _, n := range append(slices.Clone(r.Networks), netip.MustParsePrefix(linkLocal)) {
 		c.add("from containers", family(n.Addr().Is4()), from(n), jump(guardedChain))
@@ -244,6 +195,9 @@ func postrouting(r rules.Rules) chain {
 			for _, link := range r.Tunnel.Links() {
 				c.add("sources outside the pod network into the tunnel", family(v4), out(link), to(n), masq())
 			}
+			if r.Tunnel.Plain && r.Tunnel.Underlay != "" {
+				c.add("sources outside the pod network to pods of other hosts", family(v4), out(r.Tunnel.Underlay), to(n), masq())
+			}
 		}
 	}
 	return c
@@ -257,53 +211,6 @@ func ofFamily(ps []netip.Prefix, v4 bool) []netip.Prefix {
 		}
 	}
 	return out
-}
-
-func peersOf(v4 bool) string {
-	if v4 {
-		return peers4
-	}
-	return peers6
-}
-
-func peerSets(peers []netip.Addr) []set {
-	v4 := make([]uint32, 0, len(peers)) // sorts several times faster than addresses
-	var v6 []netip.Addr
-	for _, a := range peers {
-		if a = a.Unmap(); a.Is4() {
-			b := a.As4()
-			v4 = append(v4, binary.BigEndian.Uint32(b[:]))
-		} else if a.Is6() {
-			v6 = append(v6, a.WithZone(""))
-		}
-	}
-	slices.Sort(v4)
-	v4 = slices.Compact(v4)
-	b4 := make([]byte, 0, 4*len(v4))
-	for _, a := range v4 {
-		b4 = binary.BigEndian.AppendUint32(b4, a)
-	}
-	slices.SortFunc(v6, netip.Addr.Compare)
-	v6 = slices.Compact(v6)
-	b6 := make([]byte, 0, 16*len(v6))
-	for _, a := range v6 {
-		b := a.As16()
-		b6 = append(b6, b[:]...)
-	}
-	return []set{{peers4, setType(true), setKeys(b4, 4)}, {peers6, setType(false), setKeys(b6, 16)}}
-}
-
-// setKeys cuts b into keys of n bytes, which share its one allocation.
-func setKeys(b []byte, n int) []string {
-	if len(b) == 0 {
-		return nil
-	}
-	s := string(b)
-	keys := make([]string, len(b)/n)
-	for i := range keys {
-		keys[i] = s[i*n : (i+1)*n]
-	}
-	return keys
 }
 
 func guardSets(guarded []netip.AddrPort, local func(netip.Addr) bool) []set {

@@ -5,6 +5,7 @@ import (
 	"net/netip"
 	"os"
 	"slices"
+	"strconv"
 	"strings"
 	"testing"
 
@@ -19,11 +20,11 @@ func sample() rules.Rules {
 		Networks:   []netip.Prefix{netip.MustParsePrefix("10.1.0.0/16"), netip.MustParsePrefix("fd00:1::/48")},
 		Subnets:    []netip.Prefix{netip.MustParsePrefix("10.1.19.0/24"), netip.MustParsePrefix("fd00:1:0:19::/64")},
 		Masquerade: true,
-		Tunnel: rules.Tunnel{Link: "flannel.1", MoreLinks: []string{"flannel-v6.1"}, Underlay: "eth0", Protocol: 17, Port: 8472,
+		Tunnel: rules.Tunnel{Link: "flannel.1", MoreLinks: []string{"flannel-v6.1"}, Underlay: "eth0", Protocol: 17, Ports: []uint16{8472},
 			Local: []netip.Addr{netip.MustParseAddr("192.168.77.1"), netip.MustParseAddr("198.51.100.1"), netip.MustParseAddr("192.168.77.1")},
 			Peers: []netip.Addr{netip.MustParseAddr("fd77::2"), netip.MustParseAddr("192.168.77.2"), netip.MustParseAddr("::ffff:192.168.77.2")}},
-		Bridges: []string{"cni0", "br-*"},
-		Guard:   []netip.AddrPort{netip.MustParseAddrPort("127.0.0.1:2379"), netip.MustParseAddrPort("[fd77::9]:2379"), netip.MustParseAddrPort("127.0.0.1:2379")},
+		Bridges: []string{"cni0", "br-*"}, Checked: []string{"cni0"},
+		Guard: []netip.AddrPort{netip.MustParseAddrPort("127.0.0.1:2379"), netip.MustParseAddrPort("[fd77::9]:2379"), netip.MustParseAddrPort("127.0.0.1:2379")},
 	}
 }
 
@@ -64,11 +65,11 @@ func TestPlanAsksForNothingThatIsNotNeeded(t *testing.T) {
 		change func(*rules.Rules)
 		chains []string
 	}{
-		"all":           {func(*rules.Rules) {}, []string{"prerouting", "input", "tunnel", "forward", "topeers", "guard", "guarded", "postrouting"}},
+		"all":           {func(*rules.Rules) {}, []string{"prerouting", "inner", "plain", "input", "tunnel", "forward", "topeers", "guard", "guarded", "postrouting"}},
 		"nothing":       {func(r *rules.Rules) { *r = rules.Rules{} }, nil},
-		"no guard":      {func(r *rules.Rules) { r.Guard = nil }, []string{"prerouting", "input", "tunnel", "forward", "topeers", "postrouting"}},
-		"no tunnel":     {func(r *rules.Rules) { r.Tunnel = rules.Tunnel{}; r.Guard = nil }, []string{"postrouting"}},
-		"no masquerade": {func(r *rules.Rules) { r.Masquerade = false; r.Guard = nil }, []string{"prerouting", "input", "tunnel", "forward", "topeers"}},
+		"no guard":      {func(r *rules.Rules) { r.Guard = nil }, []string{"prerouting", "inner", "plain", "input", "tunnel", "forward", "topeers", "postrouting"}},
+		"no tunnel":     {func(r *rules.Rules) { r.Tunnel = rules.Tunnel{}; r.Guard = nil }, []string{"prerouting", "plain", "postrouting"}},
+		"no masquerade": {func(r *rules.Rules) { r.Masquerade = false; r.Guard = nil }, []string{"prerouting", "inner", "plain", "input", "tunnel", "forward", "topeers"}},
 	}
 	for name, c := range cases {
 		t.Run(name, func(t *testing.T) {
@@ -169,5 +170,63 @@ func TestWatchNoticesChangesOfAChainAlone(t *testing.T) {
 	}
 	if !slices.ContainsFunc(chains, func(c Chain) bool { return c.String() == "ip filter FORWARD" && c.Drops }) {
 		t.Errorf("chains %v lack the one that drops", chains)
+	}
+}
+
+// TestFewChangedPeersGiveTheSamePlan compares the short way with the long one.
+func TestFewChangedPeersGiveTheSamePlan(t *testing.T) {
+	addrs := func(names string) (out []netip.Addr) {
+		for _, n := range strings.Fields(names) {
+			out = append(out, netip.MustParseAddr(n))
+		}
+		return out
+	}
+	many := ""
+	for i := range 2 * fewPeers {
+		many += " 10.7.0." + strconv.Itoa(i)
+	}
+	for name, c := range map[string]struct {
+		last, now string
+		few       bool
+	}{
+		"none":                          {"", "", true},
+		"first":                         {"", "10.0.0.1 fd00::1", true},
+		"joins in between":              {"10.0.0.1 10.0.0.9", "10.0.0.1 10.0.0.5 10.0.0.9", true},
+		"leaves":                        {"10.0.0.1 fd00::1 10.0.0.9", "10.0.0.1 10.0.0.9", true},
+		"moves":                         {"10.0.0.1 10.0.0.5 10.0.0.9", "10.0.0.1 10.0.0.77 10.0.0.9", true},
+		"one of two of one address":     {"10.0.0.1 10.0.0.5 10.0.0.1 fd00::1", "10.0.0.1 10.0.0.5 fd00::1", true},
+		"the other, written as IPv6":    {"::ffff:10.0.0.1 10.0.0.5 10.0.0.1", "::ffff:10.0.0.1 10.0.0.5", true},
+		"a second of one address":       {"10.0.0.1", "10.0.0.1 ::ffff:10.0.0.1", true},
+		"a zone comes to an address":    {"10.0.0.1 fe80::1", "10.0.0.1 fe80::1%1", true},
+		"order alone":                   {"10.0.0.1 10.0.0.2", "10.0.0.2 10.0.0.1", true},
+		"the last":                      {"fd00::1", "", true},
+		"too many for the short way":    {"10.0.0.1", many, false},
+		"too many leave for it at once": {many, "10.0.0.1", false},
+	} {
+		t.Run(name, func(t *testing.T) {
+			planWith := func(names string) table {
+				r := sample()
+				r.Tunnel.Peers = addrs(names)
+				p, err := planOf(r, func(netip.Addr) bool { return false })
+				if err != nil {
+					t.Fatal(err)
+				}
+				return p
+			}
+			before, want := planWith(c.last), planWith(c.now)
+			got, few := before.withPeers(addrs(c.last), addrs(c.now))
+			if few != c.few {
+				t.Fatalf("few: %v", few)
+			}
+			same := func(a, b table) bool {
+				return slices.EqualFunc(a.sets, b.sets, func(x, y set) bool { return x.name == y.name && slices.Equal(x.keys, y.keys) })
+			}
+			if few && !same(got, want) {
+				t.Errorf("sets %v, want %v", got.sets, want.sets)
+			}
+			if !same(before, planWith(c.last)) {
+				t.Error("the former plan was changed")
+			}
+		})
 	}
 }

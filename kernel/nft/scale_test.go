@@ -18,7 +18,7 @@ func asked(n int) rules.Rules {
 		Networks:   []netip.Prefix{netip.MustParsePrefix("10.0.0.0/9"), netip.MustParsePrefix("fd00:1::/48")},
 		Subnets:    []netip.Prefix{netip.MustParsePrefix("10.1.19.0/24"), netip.MustParsePrefix("fd00:1:0:19::/64")},
 		Masquerade: true,
-		Tunnel:     rules.Tunnel{Link: "flannel.1", MoreLinks: []string{"flannel-v6.1"}, Underlay: "eth0", Protocol: 17, Port: 8472},
+		Tunnel:     rules.Tunnel{Link: "flannel.1", MoreLinks: []string{"flannel-v6.1"}, Underlay: "eth0", Protocol: 17, Ports: []uint16{8472}},
 		Guard:      []netip.AddrPort{netip.MustParseAddrPort("127.0.0.1:2379"), netip.MustParseAddrPort("[fd07::9]:2379")},
 	}
 	for i := range n {
@@ -84,6 +84,33 @@ func BenchmarkSyncUnchanged(b *testing.B) {
 		}
 		b.ReportAllocs()
 		for b.Loop() {
+			if err := f.Sync(b.Context(), r); err != nil {
+				return err
+			}
+		}
+		return nil
+	})
+	if err != nil {
+		b.Fatal(err)
+	}
+}
+
+// BenchmarkOnePeerChanges moves one host among 5,000 to another address.
+func BenchmarkOnePeerChanges(b *testing.B) {
+	ns := netnstest.New(b)
+	err := ns.Do(func() error {
+		f, err := nft.New()
+		if err != nil {
+			return err
+		}
+		defer f.Close()
+		r := asked(5_000)
+		if err := f.Sync(b.Context(), r); err != nil {
+			return err
+		}
+		b.ReportAllocs()
+		for i := 0; b.Loop(); i++ {
+			r.Tunnel.Peers[i*37%5000] = netip.AddrFrom4([4]byte{172, 17, byte(i >> 8), byte(i)})
 			if err := f.Sync(b.Context(), r); err != nil {
 				return err
 			}

@@ -7,6 +7,8 @@ import (
 	"errors"
 	"net/netip"
 	"slices"
+
+	"golang.org/x/sys/unix"
 )
 
 // ErrNotSupported says that this kernel (or host) lacks what a Filter needs.
@@ -31,13 +33,22 @@ type Rules struct {
 	// whatever its source: containers of an earlier network, of Docker. A name
 	// that ends in * is every name that begins so. Underlay and lo never are.
 	Bridges []string
+	// Checked are bridges whose ports cannot send from addresses that are not
+	// their own: the CNI plugins see to it, and it is not looked at again.
+	Checked []string
 }
 
 // Equal tells whether r and o ask for the same in the same order.
 func (r Rules) Equal(o Rules) bool {
 	return r.Masquerade == o.Masquerade &&
 		slices.Equal(r.Networks, o.Networks) && slices.Equal(r.Subnets, o.Subnets) &&
-		slices.Equal(r.Guard, o.Guard) && slices.Equal(r.Bridges, o.Bridges) && r.Tunnel.equal(o.Tunnel)
+		slices.Equal(r.Guard, o.Guard) && slices.Equal(r.Bridges, o.Bridges) && slices.Equal(r.Checked, o.Checked) && r.Tunnel.equal(o.Tunnel)
+}
+
+// EqualButPeers is Equal for two that may differ in Tunnel.Peers.
+func (r Rules) EqualButPeers(o Rules) bool {
+	r.Tunnel.Peers, o.Tunnel.Peers = nil, nil
+	return r.Equal(o)
 }
 
 // Clone returns a copy that shares nothing with r.
@@ -46,17 +57,25 @@ func (r Rules) Clone() Rules {
 	r.Subnets = slices.Clone(r.Subnets)
 	r.Guard = slices.Clone(r.Guard)
 	r.Bridges = slices.Clone(r.Bridges)
+	r.Checked = slices.Clone(r.Checked)
 	r.Tunnel.MoreLinks = slices.Clone(r.Tunnel.MoreLinks)
 	r.Tunnel.Local = slices.Clone(r.Tunnel.Local)
+	r.Tunnel.Ports = slices.Clone(r.Tunnel.Ports)
 	r.Tunnel.Peers = slices.Clone(r.Tunnel.Peers)
 	return r
 }
 
-// Tunnel says which encapsulated packets this host accepts.
+// Tunnel says which packets of other hosts' pods this host accepts: those that
+// come encapsulated, from a peer, over the underlay, and whose inner source the
+// routes would send back into the tunnel; and those of Plain. A packet from an
+// address of Networks to another that came in any other way (a stranger's, a
+// container's that forges its source) is dropped, unless the routes would send
+// its answer back there: containers on bridges that nobody told of.
 type Tunnel struct {
 	// Link is the tunnel's interface; "" if it has none.
 	Link string
-	// MoreLinks are its other interfaces: flannel has one for each family.
+	// MoreLinks are its other interfaces: flannel has one for each family. A
+	// name that ends in * is every name that begins so, here and in Link.
 	MoreLinks []string
 	// Underlay is the only interface that tunnel packets may arrive on; "": any.
 	Underlay string
@@ -64,9 +83,16 @@ type Tunnel struct {
 	// without any: all. On another, peers do not stop their containers.
 	Local []netip.Addr
 	// Protocol of the encapsulated packets, 0 if there is no tunnel, and their
-	// destination port, 0 if the protocol has none.
+	// destination ports, none if the protocol has none. IPPROTO_IPIP is IP in
+	// IP of one family: 41 over IPv6. (4 over IPv6 and 41 over IPv4, which are
+	// others', are left alone.) Any other counts over both families.
 	Protocol uint8
-	Port     uint16
+	Ports    []uint16
+	// Plain: packets of pods also come over the underlay without a tunnel, from
+	// subnets whose route leads to the underlay or into the tunnel: while the
+	// way to a peer changes, it and this host go different ways. Who is on the
+	// underlay's link can forge the pods of peers then, not those of this host.
+	Plain bool
 	// Peers are the underlay addresses that may send them, and to which this
 	// host forwards none but from the underlay: masqueraded, a container's own
 	// would come from a peer. Order is free.
@@ -81,6 +107,14 @@ func (t Tunnel) Links() []string {
 	return append([]string{t.Link}, t.MoreLinks...)
 }
 
+// Over returns the protocol of the encapsulated packets over one family.
+func (t Tunnel) Over(v4 bool) uint8 {
+	if t.Protocol == unix.IPPROTO_IPIP && !v4 {
+		return unix.IPPROTO_IPV6
+	}
+	return t.Protocol
+}
+
 // LocalOf returns the addresses of Local that are of one family, each once.
 func (t Tunnel) LocalOf(v4 bool) []netip.Addr {
 	var out []netip.Addr
@@ -92,9 +126,12 @@ func (t Tunnel) LocalOf(v4 bool) []netip.Addr {
 	return out
 }
 
+// SameHost tells whether two peers are one address, written differently.
+func SameHost(a, b netip.Addr) bool { return a.Unmap().WithZone("") == b.Unmap().WithZone("") }
+
 func (t Tunnel) equal(o Tunnel) bool {
-	return t.Link == o.Link && slices.Equal(t.MoreLinks, o.MoreLinks) && t.Underlay == o.Underlay && t.Protocol == o.Protocol && t.Port == o.Port &&
-		slices.Equal(t.Local, o.Local) && slices.Equal(t.Peers, o.Peers)
+	return t.Link == o.Link && slices.Equal(t.MoreLinks, o.MoreLinks) && t.Underlay == o.Underlay && t.Protocol == o.Protocol && t.Plain == o.Plain &&
+		slices.Equal(t.Ports, o.Ports) && slices.Equal(t.Local, o.Local) && slices.Equal(t.Peers, o.Peers)
 }
 
 // Filter is one way to program the kernel. Owned by one goroutine.

@@ -9,11 +9,11 @@ func full() Rules {
 	return Rules{
 		Networks: []netip.Prefix{netip.MustParsePrefix("10.1.0.0/16")}, Subnets: []netip.Prefix{netip.MustParsePrefix("10.1.2.0/24")},
 		Masquerade: true,
-		Tunnel: Tunnel{Link: "flannel.1", MoreLinks: []string{"flannel-v6.1"}, Underlay: "eth0", Protocol: 17, Port: 8472,
+		Tunnel: Tunnel{Link: "flannel.1", MoreLinks: []string{"flannel-v6.1"}, Underlay: "eth0", Protocol: 17, Ports: []uint16{8472},
 			Local: []netip.Addr{netip.MustParseAddr("192.168.77.1")},
 			Peers: []netip.Addr{netip.MustParseAddr("192.168.77.2")}},
 		Guard:   []netip.AddrPort{netip.MustParseAddrPort("127.0.0.1:2379")},
-		Bridges: []string{"cni0"},
+		Bridges: []string{"cni0"}, Checked: []string{"cni0"},
 	}
 }
 
@@ -26,7 +26,9 @@ func TestEveryDifferenceIsSeenAndCloneSharesNothing(t *testing.T) {
 		"more links": func(r *Rules) { r.Tunnel.MoreLinks[0] = "x" },
 		"underlay":   func(r *Rules) { r.Tunnel.Underlay = "eth1" },
 		"protocol":   func(r *Rules) { r.Tunnel.Protocol = 4 },
-		"port":       func(r *Rules) { r.Tunnel.Port++ },
+		"port":       func(r *Rules) { r.Tunnel.Ports[0]++ },
+		"plain":      func(r *Rules) { r.Tunnel.Plain = true },
+		"checked":    func(r *Rules) { r.Checked[0] = "cni1" },
 		"peers":      func(r *Rules) { r.Tunnel.Peers[0] = r.Tunnel.Peers[0].Next() },
 		"bridges":    func(r *Rules) { r.Bridges[0] = "docker0" },
 		"local":      func(r *Rules) { r.Tunnel.Local[0] = r.Tunnel.Local[0].Next() },
@@ -40,6 +42,30 @@ func TestEveryDifferenceIsSeenAndCloneSharesNothing(t *testing.T) {
 		change(&c)
 		if c.Equal(r) || !r.Equal(full()) {
 			t.Errorf("%s: not seen, or shared with the clone", name)
+		}
+	}
+}
+
+func TestEqualButPeersLooksAtAllTheRest(t *testing.T) {
+	r := full()
+	r.Tunnel.Peers = nil
+	if !r.EqualButPeers(full()) {
+		t.Error("other peers are seen")
+	}
+	r.Tunnel.Plain = true
+	if r.EqualButPeers(full()) {
+		t.Error("another tunnel is not seen")
+	}
+	if len(full().Tunnel.Peers) == 0 || r.Tunnel.Peers != nil {
+		t.Error("peers were changed")
+	}
+}
+
+func TestIPInIPIsAnotherProtocolOverIPv6(t *testing.T) {
+	for protocol, want := range map[uint8][2]uint8{4: {4, 41}, 47: {47, 47}, 17: {17, 17}, 0: {0, 0}} {
+		tun := Tunnel{Protocol: protocol}
+		if got := [2]uint8{tun.Over(true), tun.Over(false)}; got != want {
+			t.Errorf("%d is %v, want %v", protocol, got, want)
 		}
 	}
 }

@@ -17,32 +17,6 @@ import (
 
 const victimPort = 5555
 
-// victim listens in a container and tells which payloads arrive.
-type victim struct {
-	t *testing.T
-	c *net.UDPConn
-}
-
-func newVictim(t *testing.T, n *netns.NS) *victim {
-	return &victim{t, listenUDP(t, n, victimPort)}
-}
-
-// gets tells whether the payload arrives.
-func (v *victim) gets(payload string) bool {
-	v.t.Helper()
-	_ = v.c.SetReadDeadline(time.Now().Add(patience))
-	b := make([]byte, 256)
-	for {
-		n, err := v.c.Read(b)
-		if err != nil {
-			return false
-		}
-		if string(b[:n]) == payload {
-			return true
-		}
-	}
-}
-
 // attack is a forged tunnel packet.
 type attack struct {
 	from  *netns.NS
@@ -69,27 +43,27 @@ func attacks(w *world, f addrs) map[string]attack {
 }
 
 // works tells whether the victim, a2, gets the inner packet.
-func (a attack) works(t *testing.T, f addrs, v *victim, name string) bool {
+func (a attack) works(t *testing.T, f addrs, v *Victim, name string) bool {
 	t.Helper()
 	return a.worksAs(t, netip.Addr{}, f, v, name)
 }
 
 // worksAs forges the outer source too, if outer is valid.
-func (a attack) worksAs(t *testing.T, outer netip.Addr, f addrs, v *victim, name string) bool {
+func (a attack) worksAs(t *testing.T, outer netip.Addr, f addrs, v *Victim, name string) bool {
 	t.Helper()
 	mac, err := net.ParseMAC(f.mac)
 	if err != nil {
 		t.Fatal(err)
 	}
 	payload := fmt.Sprintf("%s %d", name, time.Now().UnixNano())
-	send(t, a.from, outer, at(a.to, tunnelPort), vxlan(1, mac, at(a.inner, 1234), at(f.a2, victimPort), payload))
-	return v.gets(payload)
+	send(t, a.from, outer, at(a.to, tunnelPort), VXLAN(1, mac, UDP(at(a.inner, 1234), at(f.a2, victimPort), []byte(payload))))
+	return v.Gets(payload)[payload]
 }
 
 func strangerGetsIn(t *testing.T, w *world, f addrs) bool {
 	t.Helper()
-	v := newVictim(t, w.a2)
-	defer v.c.Close()
+	v := Listen(t, w.a2, victimPort)
+	defer v.Close()
 	return attack{w.stranger, f.a, f.b1}.works(t, f, v, "stranger")
 }
 
@@ -100,7 +74,7 @@ func peerGetsIn(t *testing.T, w *world, f addrs) bool {
 }
 
 func testAttacks(t *testing.T, w *world, s Subject) {
-	v := newVictim(t, w.a2)
+	v := Listen(t, w.a2, victimPort)
 	masqueradeOnB(t, w)
 	change(t, w.a, "addr add 192.168.77.101/24 dev eth0\naddr add fd77::101/64 dev eth0 nodad", "addr del 192.168.77.101/24 dev eth0\naddr del fd77::101/64 dev eth0")
 	for _, f := range both() {

@@ -45,7 +45,14 @@ func Run(t *testing.T, s Subject) {
 		"a peer that joins or leaves is noticed":                 testPeerChange,
 		"containers may use the tunnel's port elsewhere":         testContainersOwnPort,
 		"containers send no tunnel packets to peers":             testForwardedAttacks,
-		"nor where the tunnel's protocol has no ports":           testForwardedProtocol,
+		"nor those of other protocols":                           testForwardedProtocols,
+		"each protocol's packets come from peers alone":          testProtocols,
+		"forged packets get in no way":                           testScenes,
+		"forged sources of pods get in nowhere":                  testForgedPods,
+		"hosts may go different ways to each other":              testWays,
+		"host addresses are masqueraded without a tunnel too":    testPlainMasquerade,
+		"pods without a tunnel do not reach guarded services":    testPlainGuard,
+		"a network without a tunnel":                             testNoTunnel,
 		"containers do not reach guarded services":               testGuard,
 		"nor do containers with other addresses":                 testGuardBridges,
 		"rules that somebody flushed come back":                  testFlushed,
@@ -63,8 +70,9 @@ func Run(t *testing.T, s Subject) {
 func wanted() rules.Rules {
 	r := rules.Rules{
 		Masquerade: true,
+		Checked:    []string{"cni0"},
 		Tunnel: rules.Tunnel{Link: "flannel.1", MoreLinks: []string{"flannel-v6.1"}, Underlay: "eth0",
-			Protocol: unix.IPPROTO_UDP, Port: tunnelPort},
+			Protocol: unix.IPPROTO_UDP, Ports: []uint16{tunnelPort}},
 	}
 	for _, f := range both() {
 		r.Networks = append(r.Networks, f.network)

@@ -111,12 +111,13 @@ func (w *world) cable(t *testing.T, hub *netns.NS, bridge string, n *netns.NS, c
 }
 
 // host makes tunnels and a bridge as a driver and a CNI plugin would; i is
-// this host's number, peer the other's.
+// this host's number, peer the other's. The bridge keeps its address whatever
+// ports come and go: containers remember it.
 func (w *world) host(t *testing.T, n *netns.NS, i, peer int) {
 	t.Helper()
 	r := strings.NewReplacer("I", fmt.Sprint(i), "P", fmt.Sprint(peer))
 	batch(t, n, r.Replace(`
-link add cni0 up type bridge
+link add cni0 address 0a:00:00:00:c0:0I up type bridge
 addr add 10.1.I.1/24 dev cni0
 addr add fd00:1:0:I::1/64 dev cni0 nodad
 link add flannel.1 address 0a:00:00:00:00:0I type vxlan id 1 local 192.168.77.I dev eth0 dstport 8472 nolearning
@@ -198,23 +199,28 @@ func echo(t *testing.T, n *netns.NS, port int) {
 func listenUDP(t *testing.T, n *netns.NS, port int) *net.UDPConn {
 	t.Helper()
 	var c *net.UDPConn
-	var err error
-	// A program that another test is just starting holds every socket of this
-	// process, those closed meanwhile too, until it execs.
-	for end := time.Now().Add(2 * time.Second); ; time.Sleep(10 * time.Millisecond) {
-		err = n.Do(func() (err error) {
-			c, err = net.ListenUDP("udp", &net.UDPAddr{Port: port})
-			return err
-		})
-		if !errors.Is(err, syscall.EADDRINUSE) || time.Now().After(end) {
-			break
-		}
-	}
-	if err != nil {
-		t.Fatal(err)
-	}
+	listen(t, n, func() (err error) {
+		c, err = net.ListenUDP("udp", &net.UDPAddr{Port: port})
+		return err
+	})
 	t.Cleanup(func() { c.Close() })
 	return c
+}
+
+// listen opens a port in a namespace. A program that another test is just
+// starting holds every socket of this process, those closed meanwhile too,
+// until it execs.
+func listen(t *testing.T, n *netns.NS, open func() error) {
+	t.Helper()
+	for end := time.Now().Add(2 * time.Second); ; time.Sleep(10 * time.Millisecond) {
+		err := n.Do(open)
+		if err == nil {
+			return
+		}
+		if !errors.Is(err, syscall.EADDRINUSE) || time.Now().After(end) {
+			t.Fatal(err)
+		}
+	}
 }
 
 // patience is how long an answer may take. Everything is one machine.
@@ -312,13 +318,10 @@ func connects(t *testing.T, n *netns.NS, to string) bool {
 func listenTCP(t *testing.T, n *netns.NS, port int) {
 	t.Helper()
 	var l net.Listener
-	err := n.Do(func() (err error) {
+	listen(t, n, func() (err error) {
 		l, err = net.Listen("tcp", fmt.Sprintf(":%d", port))
 		return err
 	})
-	if err != nil {
-		t.Fatal(err)
-	}
 	t.Cleanup(func() { l.Close() })
 	go func() {
 		for {

@@ -1,16 +1,10 @@
 package etcd
 
 import (
-	"flag"
 	"os"
 	"testing"
+
+	"github.com/flanneld/flanneld/store/storetest"
 )
 
-// The contract's tests mostly wait: more run at once than there are CPUs.
-func TestMain(m *testing.M) {
-	flag.Parse()
-	if err := flag.Set("test.parallel", "8"); err != nil {
-		panic(err)
-	}
-	os.Exit(m.Run())
-}
+func TestMain(m *testing.M) { os.Exit(storetest.RunParallel(m)) }

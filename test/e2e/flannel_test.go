@@ -4,11 +4,13 @@ import (
 	"context"
 	"os"
 	"path/filepath"
+	"strings"
 	"syscall"
 	"testing"
 	"time"
 
 	"github.com/flanneld/flanneld/lab"
+	"github.com/flanneld/flanneld/test/programs"
 )
 
 // flannel returns flannel itself, built from its module.
@@ -22,7 +24,7 @@ func flannel(t *testing.T) string {
 		t.Fatal(err)
 	}
 	file := filepath.Join(dir, "flannel-test-peer")
-	if err := asUser(dir, "test/flannel.sh", file); err != nil {
+	if err := programs.AsUser(dir, "test/flannel.sh", file); err != nil {
 		t.Fatalf("flannel cannot be built: %v", err)
 	}
 	return file
@@ -61,7 +63,8 @@ func TestFlannelIsAPeer(t *testing.T) {
 	t.Parallel()
 	need(t, "iptables")
 	file := flannel(t)
-	for name, config := range map[string]string{"IPv4": ipv4, "dual stack": dual} {
+	for name, config := range map[string]string{"IPv4": ipv4, "dual stack": dual,
+		"host-gw": configOf("host-gw", ""), "host-gw, dual stack": strings.Replace(dual, "vxlan", "host-gw", 1)} {
 		t.Run(name, func(t *testing.T) {
 			c := newCluster(t, 3, config)
 			p := &peer{c: c, host: c.host(3), file: file}

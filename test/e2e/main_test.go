@@ -6,8 +6,6 @@ import (
 	"fmt"
 	"math/rand/v2"
 	"os"
-	"os/exec"
-	"strconv"
 	"testing"
 
 	"github.com/flanneld/flanneld/lab"
@@ -54,20 +52,3 @@ const labPrefix = "e2e-"
 
 // labName is a name for one lab of this process.
 func labName() string { return fmt.Sprintf("%s%d-%x", labPrefix, os.Getpid(), rand.Uint32()) }
-
-// asUser runs a command in the module's folder that writes to dir and uses Go's
-// caches: they must stay those of the user who called sudo.
-func asUser(dir string, argv ...string) error {
-	if uid, err := strconv.Atoi(os.Getenv("SUDO_UID")); err == nil && uid != 0 {
-		if err := os.Chown(dir, uid, -1); err != nil {
-			return err
-		}
-		argv = append([]string{"sudo", "-u", "#" + strconv.Itoa(uid), "-H", "env", "PATH=" + os.Getenv("PATH")}, argv...)
-	}
-	cmd := exec.Command(argv[0], argv[1:]...)
-	cmd.Dir = "../.."
-	if out, err := cmd.CombinedOutput(); err != nil {
-		return fmt.Errorf("%v: %w\n%s", cmd.Args, err, out)
-	}
-	return nil
-}

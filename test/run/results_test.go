@@ -88,10 +88,56 @@ func TestSkipsAreFailuresInCIUnlessExcused(t *testing.T) {
 	}
 }
 
+func TestSkippedTestThatPassedUnderAnotherKernelHasRun(t *testing.T) {
+	const vm = `"Package":"github.com/flanneld/flanneld/subnet (Linux 6.1.0)"`
+	here, there := func(action, test string) string {
+		return `{"Action":"` + action + `",` + prefix + `,"Test":"` + test + `"}`
+	}, func(action, test string) string {
+		return `{"Action":"` + action + `",` + vm + `,"Test":"` + test + `"}`
+	}
+	for name, c := range map[string]struct {
+		lines []string
+		want  string // counts
+		tells string
+	}{
+		"passed in the VM later":     {[]string{here("skip", "TestGRE"), there("pass", "TestGRE")}, "1 passed, 0 failed, 0 skipped", ""},
+		"a test within it":           {[]string{here("skip", "TestA/GRE"), there("pass", "TestA/GRE")}, "1 passed, 0 failed, 0 skipped", ""},
+		"passed here, not in the VM": {[]string{here("pass", "TestNew"), there("skip", "TestNew")}, "1 passed, 0 failed, 0 skipped", ""},
+		"skipped in both":            {[]string{here("skip", "TestGRE"), there("skip", "TestGRE")}, "0 passed, 2 failed, 2 skipped", "subnet/TestGRE (Linux 6.1.0)"},
+		"failed in the VM":           {[]string{here("skip", "TestGRE"), there("fail", "TestGRE")}, "0 passed, 2 failed, 1 skipped", "subnet/TestGRE (Linux 6.1.0)"},
+		"another test passed":        {[]string{here("skip", "TestGRE"), there("pass", "TestIPIP")}, "1 passed, 1 failed, 1 skipped", "subnet/TestGRE"},
+		"passed in another package":  {[]string{here("skip", "TestGRE"), `{"Action":"pass","Package":"github.com/flanneld/flanneld/lab","Test":"TestGRE"}`}, "1 passed, 1 failed, 1 skipped", "subnet/TestGRE"},
+		"not in the VM, not excused": {[]string{here("skip", "TestGRE")}, "0 passed, 1 failed, 1 skipped", "subnet/TestGRE"},
+		"excused, skipped in both":   {[]string{here("skip", "TestExcused"), there("skip", "TestExcused")}, "0 passed, 0 failed, 2 skipped", "no such kernel"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			lines := append(c.lines, `{"Action":"pass",`+prefix+`}`, `{"Action":"pass",`+vm+`}`, `{"Action":"pass","Package":"github.com/flanneld/flanneld/lab"}`)
+			_, said := feed(t, true, lines...)
+			if !strings.HasSuffix(said, c.want) || !strings.Contains(said, c.tells) {
+				t.Errorf("said\n%s\nwant %s", said, c.want)
+			}
+		})
+	}
+}
+
+func TestTestThatNeverEndedShowsWhatItSaid(t *testing.T) {
+	_, said := feed(t, false,
+		`{"Action":"output",`+prefix+`,"Test":"TestA","Output":"all is well\n"}`,
+		`{"Action":"pass",`+prefix+`,"Test":"TestA"}`,
+		`{"Action":"output",`+prefix+`,"Test":"TestB","Output":"panic: test timed out\n"}`,
+		`{"Action":"fail",`+prefix+`}`)
+	if !strings.Contains(said, "panic: test timed out") || strings.Contains(said, "all is well") {
+		t.Errorf("said\n%s", said)
+	}
+}
+
 func TestStagesCoverEveryPackageOnce(t *testing.T) {
 	pkgs := []string{module + "subnet", module + "lab", module + "test/arch", module + "test/e2e", module + "test/engines", module + "test/docs", module + "kernel/nft"}
 	seen := map[string]int{}
 	for _, s := range stages(pkgs) {
+		if s.vm { // picks what to run again
+			continue
+		}
 		for _, a := range s.args {
 			seen[strings.Replace(a, "./", module, 1)]++
 		}

@@ -49,11 +49,19 @@ type Table struct {
 // bridge family (CONFIG_NF_TABLES_BRIDGE).
 var ErrUnsupported = errors.New("the kernel lacks nf_tables")
 
-// Open opens a socket in the calling thread's network namespace.
+// Open opens a socket in the calling thread's network namespace. It fails with
+// ErrUnsupported if the kernel lacks nf_tables.
 func Open() (*Table, error) {
 	c, err := nlbatch.Dial(unix.NETLINK_NETFILTER)
 	if err != nil {
 		return nil, fmt.Errorf("nf_tables: %w: %w", ErrUnsupported, err)
+	}
+	var m messages
+	m.message(unix.NFT_MSG_GETGEN, unix.AF_UNSPEC, 0)
+	for _, err := range c.Get(&m.Batch) {
+		if err != nil {
+			return nil, errors.Join(fmt.Errorf("nf_tables: %w: %w", ErrUnsupported, err), c.Close())
+		}
 	}
 	return &Table{c: c}, nil
 }
@@ -172,7 +180,7 @@ func filterError(err error) error {
 func (c *Table) Missing(a Attachment) (string, error) {
 	for _, e := range elementsOf(a) {
 		if ok, err := c.has(e); err != nil || !ok {
-			return e.what, err
+			return e.what + " in nftables table " + Name, err
 		}
 	}
 	for _, ch := range chainsOf(a) {
@@ -181,7 +189,7 @@ func (c *Table) Missing(a Attachment) (string, error) {
 			return "", err
 		}
 		if n < ch.rules {
-			return "rules of nftables chain " + ch.name + " in table " + Name, nil
+			return "rules of chain " + ch.name + " in nftables table " + Name, nil
 		}
 	}
 	return "", nil
@@ -197,7 +205,7 @@ type chainOf struct {
 // chainsOf are the chains that an attachment needs.
 func chainsOf(a Attachment) (out []chainOf) {
 	if a.Masquerade {
-		out = append(out, chainOf{unix.NFPROTO_INET, masqueradeChain, 2}, chainOf{unix.NFPROTO_INET, networkChain(a.Network), len(a.Inside) + len(multicast()) + 1})
+		out = append(out, chainOf{unix.NFPROTO_INET, masqueradeChain, 2}, chainOf{unix.NFPROTO_INET, NetworkChain(a.Network), len(a.Inside) + len(Multicast()) + 1})
 	}
 	if a.Guard {
 		out = append(out, chainOf{unix.NFPROTO_BRIDGE, portsChain, 2}, chainOf{unix.NFPROTO_BRIDGE, guardChain, 3}, chainOf{unix.NFPROTO_BRIDGE, ndChain, 4})

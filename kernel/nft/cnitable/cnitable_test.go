@@ -125,7 +125,7 @@ func TestAddressMovesToAnotherNetwork(t *testing.T) {
 	if err := c.Add(b, nil); err != nil {
 		t.Fatal(err)
 	}
-	if out := netnstest.Run(t, n, "nft", "list", "map", "inet", Name, "masq4"); !strings.Contains(out, networkChain("other")) {
+	if out := netnstest.Run(t, n, "nft", "list", "map", "inet", Name, "masq4"); !strings.Contains(out, NetworkChain("other")) {
 		t.Error(out)
 	}
 }
@@ -159,7 +159,7 @@ func TestMissingNamesAFlushedChain(t *testing.T) {
 	n := netnstest.New(t)
 	c := open(t, n)
 	a := attachment("fl0", 3)
-	for chain, family := range map[string]string{masqueradeChain: "inet", networkChain("podnet"): "inet", portsChain: "bridge", guardChain: "bridge", ndChain: "bridge"} {
+	for chain, family := range map[string]string{masqueradeChain: "inet", NetworkChain("podnet"): "inet", portsChain: "bridge", guardChain: "bridge", ndChain: "bridge"} {
 		if err := n.Do(RemoveAll); err != nil {
 			t.Fatal(err)
 		}

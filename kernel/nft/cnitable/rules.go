@@ -77,9 +77,9 @@ type element struct {
 	what    string // for people
 }
 
-// networkChain is the chain of one network; names of networks may be longer
+// NetworkChain is the chain of one network; names of networks may be longer
 // than those of chains.
-func networkChain(network string) string {
+func NetworkChain(network string) string {
 	sum := sha256.Sum256([]byte(network))
 	return "net-" + hex.EncodeToString(sum[:6])
 }
@@ -91,7 +91,7 @@ func elementsOf(a Attachment) []element {
 			break
 		}
 		out = append(out, element{
-			unix.NFPROTO_INET, bySize(addr, "masq4", "masq6"), addr.AsSlice(), networkChain(a.Network), a.Network,
+			unix.NFPROTO_INET, bySize(addr, "masq4", "masq6"), addr.AsSlice(), NetworkChain(a.Network), a.Network,
 			"masquerading of " + addr.String(),
 		})
 	}
@@ -113,11 +113,7 @@ func elementsOf(a Attachment) []element {
 // guarded is all that a container may send from: its addresses, what has none
 // yet sends from, and its IPv6 link-local address.
 func guarded(a Attachment) []netip.Addr {
-	out := slices.Clone(a.Addresses)
-	if slices.ContainsFunc(a.Addresses, netip.Addr.Is4) {
-		out = append(out, netip.IPv4Unspecified())
-	}
-	return append(out, netip.IPv6Unspecified(), linkLocal(a.MAC))
+	return append(slices.Clone(a.Addresses), netip.IPv4Unspecified(), netip.IPv6Unspecified(), linkLocal(a.MAC))
 }
 
 // linkLocal is the address that the kernel makes of a MAC (RFC 4291,
@@ -250,17 +246,17 @@ func (m *messages) masqueradeRules(a Attachment) {
 	const inet = unix.NFPROTO_INET
 	m.structure(inet)
 	m.baseChain(inet, masqueradeChain, "nat", unix.NF_INET_POST_ROUTING, 100)
-	m.chain(inet, networkChain(a.Network))
+	m.chain(inet, NetworkChain(a.Network))
 	m.rule(inet, masqueradeChain, isFamily(unix.NFPROTO_IPV4), source(4), lookup("masq4", 1, verdictRegister))
 	m.rule(inet, masqueradeChain, isFamily(unix.NFPROTO_IPV6), source(6), lookup("masq6", 1, verdictRegister))
-	for _, p := range slices.Concat(a.Inside, multicast()) {
-		m.rule(inet, networkChain(a.Network), append(destination(p), verdict(unix.NFT_RETURN, "")...)...)
+	for _, p := range slices.Concat(a.Inside, Multicast()) {
+		m.rule(inet, NetworkChain(a.Network), append(destination(p), verdict(unix.NFT_RETURN, "")...)...)
 	}
-	m.rule(inet, networkChain(a.Network), masquerade)
+	m.rule(inet, NetworkChain(a.Network), masquerade)
 }
 
-// multicast is what is not masqueraded in any network.
-func multicast() []netip.Prefix {
+// Multicast is what is not masqueraded in any network.
+func Multicast() []netip.Prefix {
 	return []netip.Prefix{netip.MustParsePrefix("224.0.0.0/4"), netip.MustParsePrefix("ff00::/8")}
 }
 

@@ -1,0 +1,187 @@
+package probe
+
+import (
+	"errors"
+	"fmt"
+	"net/netip"
+	"strconv"
+	"time"
+)
+
+// observation is what one look at a path found.
+type observation struct {
+	at time.Time
+	// err: this host could not even ask.
+	err error
+	// answered: a packet of some size came back; rtt is its time.
+	answered bool
+	rtt      time.Duration
+	// mtu is the largest size that was answered, if it was looked for.
+	mtu int
+	// underlay: the peer's underlay address answered; told only where the
+	// tunnel did not.
+	underlay bool
+	tcp      TCP
+	plain    Plain
+}
+
+// path is what is remembered of the way to a peer in one family. Its zero
+// value knows nothing.
+type path struct {
+	verdict  Verdict
+	misses   int // looks in a row that say something bad which is no verdict yet
+	suspect  Verdict
+	rtt      time.Duration
+	mtu      int
+	underlay bool // as of the last silent look
+	tcp      TCP
+	tcpAt    time.Time
+	plain    Plain
+	plainBad int // plain looks in a row that failed
+	at       time.Time
+	err      error
+}
+
+// alarm is how many looks in a row must say the same bad thing. Each of them
+// sends several packets before it says so.
+const alarm = 2
+
+// after is the path once o was seen. down: the peer is known not to live.
+func (p path) after(o observation, size int, down bool) path {
+	p.at, p.err = o.at, o.err
+	if o.err != nil {
+		return p // says nothing about the peer
+	}
+	p.plain, p.plainBad = plainAfter(p, o)
+	if o.tcp != TCPUntried {
+		p.tcp, p.tcpAt = o.tcp, o.at
+	}
+	found := OK
+	switch {
+	case !o.answered && down:
+		found = Down
+	case !o.answered:
+		found, p.underlay = Unreachable, o.underlay
+	case o.mtu < size:
+		found = SmallMTU
+	case o.tcp == TCPFails, o.tcp == TCPUntried && p.tcp == TCPFails:
+		found = BrokenTCP
+	}
+	if o.answered {
+		p.rtt, p.mtu = o.rtt, o.mtu
+	}
+	if !found.Bad() || found == p.verdict {
+		p.verdict, p.suspect, p.misses = found, "", 0
+		return p
+	}
+	if found != p.suspect {
+		p.suspect, p.misses = found, 0
+	}
+	if p.misses++; p.misses >= alarm {
+		p.verdict, p.suspect, p.misses = found, "", 0
+	}
+	return p
+}
+
+// plainAfter: it passes when one packet passed, and fails when several looks
+// in a row lost theirs, or one that got no other answer either: where packets
+// go unencapsulated, those were its own.
+func plainAfter(p path, o observation) (Plain, int) {
+	switch o.plain {
+	case PlainUnknown:
+		return p.plain, p.plainBad
+	case PlainFails:
+		if p.plainBad++; p.plainBad < alarm && o.answered {
+			return p.plain, p.plainBad
+		}
+		return PlainFails, p.plainBad
+	default:
+		return o.plain, 0
+	}
+}
+
+// show is the path as others see it.
+func (p path) show(s *State, peer *Peer, family int) Path {
+	out := Path{
+		Addr: ofFamily(peer.Addrs, family), Verdict: p.verdict, RTT: p.rtt, MTU: p.mtu,
+		TCP: p.tcp, Plain: p.plain, At: p.at,
+	}
+	if out.Verdict == "" {
+		out.Verdict = Unknown
+	}
+	out.Message = p.message(s, peer, ofFamily(peer.Public, family))
+	return out
+}
+
+// message says what is wrong, and what to do about it.
+func (p path) message(s *State, peer *Peer, public netip.Addr) string {
+	switch p.verdict {
+	case Down:
+		return peer.Name + ": is down: its record under hosts/ ended and it does not answer"
+	case Unreachable:
+		if !p.underlay {
+			return fmt.Sprintf("%s: does not answer at %s on the underlay either: is the host, or the network between, down?", peer.Name, public)
+		}
+		return fmt.Sprintf("%s: %s do not arrive: a firewall?", peer.Name, s.Tunnel.packetsTo(public))
+	case SmallMTU:
+		return fmt.Sprintf("%s: packets over %d bytes are lost: set MTU %d (\"MTU\":%d in the configuration's Backend)", peer.Name, p.mtu, p.mtu, p.mtu+s.Overhead)
+	case BrokenTCP:
+		if s.FixOffload {
+			return fmt.Sprintf("%s: TCP fails but ping works: a firewall for tcp/%d there, or checksum offload of its network interface: --fix-offload there, too", peer.Name, peer.Service)
+		}
+		return fmt.Sprintf("%s: TCP fails but ping works: checksum offload of %s; remedy: --fix-offload on both, which costs throughput (or does a firewall there drop tcp/%d?)", peer.Name, s.Underlay.Link, peer.Service)
+	}
+	if p.err != nil {
+		return fmt.Sprintf("%s: cannot be probed: %v", peer.Name, cause(p.err))
+	}
+	return ""
+}
+
+// cause is the innermost error: what is around it names ports that differ.
+func cause(err error) error {
+	for {
+		in := errors.Unwrap(err)
+		if in == nil {
+			return err
+		}
+		err = in
+	}
+}
+
+// Tunnel says what a tunnel's packets look like on the underlay.
+type Tunnel struct {
+	Name     string   // "VXLAN"
+	Protocol uint8    // 0: none, packets go as they are
+	Ports    []uint16 // at the receiver; of UDP
+}
+
+// packetsTo describes the packets to a peer's underlay address.
+func (t Tunnel) packetsTo(public netip.Addr) string {
+	switch {
+	case len(t.Ports) > 0:
+		port := strconv.Itoa(int(t.Ports[0]))
+		if len(t.Ports) > 1 && public.Is6() { // one for each family
+			port = strconv.Itoa(int(t.Ports[1]))
+		}
+		host := public.String()
+		if public.Is6() {
+			host = "[" + host + "]"
+		}
+		return t.Name + " packets to " + host + ":" + port + "/udp"
+	case t.Protocol != 0:
+		return fmt.Sprintf("%s packets to %s (IP protocol %d)", t.Name, public, t.Protocol)
+	default:
+		return "packets of pods, routed by " + public.String() + ","
+	}
+}
+
+// ofFamily is the first address of a family (0: IPv4, 1: IPv6); zero if there
+// is none.
+func ofFamily(all []netip.Addr, family int) netip.Addr {
+	for _, a := range all {
+		if a.Is4() == (family == 0) {
+			return a
+		}
+	}
+	return netip.Addr{}
+}

@@ -1,0 +1,128 @@
+package probe
+
+import (
+	"errors"
+	"net/netip"
+	"testing"
+)
+
+const size = 1450
+
+// What looks find, as judgement has it.
+func well() observation   { return observation{answered: true, mtu: size, tcp: TCPWorks} }
+func pinged() observation { return observation{answered: true, mtu: size} }
+func silent() observation { return observation{underlay: true} }
+func narrow() observation { return observation{answered: true, mtu: 1412} }
+func noTCP() observation  { return observation{answered: true, mtu: size, tcp: TCPFails} }
+func here() observation   { return observation{err: errHere} }
+
+func TestVerdicts(t *testing.T) {
+	for name, c := range map[string]struct {
+		down bool
+		seen []observation
+		want Verdict
+	}{
+		"nothing":                              {false, nil, Unknown},
+		"well":                                 {false, []observation{well()}, OK},
+		"pings only":                           {false, []observation{pinged()}, OK},
+		"one silent look is no alarm":          {false, []observation{well(), silent()}, OK},
+		"nor is one at first":                  {false, []observation{silent()}, Unknown},
+		"two are":                              {false, []observation{well(), silent(), silent()}, Unreachable},
+		"one answer ends it":                   {false, []observation{silent(), silent(), pinged()}, OK},
+		"two that differ are no alarm":         {false, []observation{well(), silent(), narrow()}, OK},
+		"then one of them again":               {false, []observation{well(), silent(), narrow(), narrow()}, SmallMTU},
+		"silent, known not to live":            {true, []observation{well(), silent()}, Down},
+		"answers, although said to be down":    {true, []observation{pinged()}, OK},
+		"is no longer said to be down":         {false, []observation{silent()}, Unknown},
+		"large ones are lost":                  {false, []observation{narrow(), narrow()}, SmallMTU},
+		"TCP fails once":                       {false, []observation{well(), noTCP()}, OK},
+		"TCP fails twice":                      {false, []observation{noTCP(), noTCP()}, BrokenTCP},
+		"TCP failed, and was not tried since":  {false, []observation{noTCP(), noTCP(), pinged()}, BrokenTCP},
+		"TCP works again":                      {false, []observation{noTCP(), noTCP(), well()}, OK},
+		"trouble of this host changes nothing": {false, []observation{silent(), silent(), here(), here()}, Unreachable},
+		"and is no loss":                       {false, []observation{well(), silent(), here(), here()}, OK},
+		"worse replaces bad after two looks":   {false, []observation{narrow(), narrow(), silent()}, SmallMTU},
+		"then it is worse":                     {false, []observation{narrow(), narrow(), silent(), silent()}, Unreachable},
+	} {
+		var p path
+		for _, o := range c.seen {
+			p = p.after(o, size, c.down)
+		}
+		if got := p.show(&State{}, &Peer{}, 0).Verdict; got != c.want {
+			t.Errorf("%s: %s, want %s", name, got, c.want)
+		}
+	}
+}
+
+func TestPlainTakesSeveralLosses(t *testing.T) {
+	with := func(o observation, p Plain) observation { o.plain = p; return o }
+	for name, c := range map[string]struct {
+		seen []observation
+		want Plain
+	}{
+		"passes":                      {[]observation{with(well(), PlainPasses)}, PlainPasses},
+		"one loss":                    {[]observation{with(well(), PlainPasses), with(well(), PlainFails)}, PlainPasses},
+		"two losses":                  {[]observation{with(well(), PlainPasses), with(well(), PlainFails), with(well(), PlainFails)}, PlainFails},
+		"a loss, and nothing answers": {[]observation{with(well(), PlainPasses), with(silent(), PlainFails)}, PlainFails},
+		"not tried":                   {[]observation{with(well(), PlainPasses), well()}, PlainPasses},
+		"moved to another link":       {[]observation{with(well(), PlainPasses), with(well(), PlainElsewhere)}, PlainElsewhere},
+	} {
+		var p path
+		for _, o := range c.seen {
+			p = p.after(o, size, false)
+		}
+		if p.plain != c.want {
+			t.Errorf("%s: %q, want %q", name, p.plain, c.want)
+		}
+	}
+}
+
+func TestMessagesNameTheThingAndTheCure(t *testing.T) {
+	vxlan := Tunnel{Name: "VXLAN", Protocol: 17, Ports: []uint16{8472}}
+	v4, v6 := netip.MustParseAddr("192.168.77.2"), netip.MustParseAddr("fd77::2")
+	peer := &Peer{Name: "host2", Addrs: []netip.Addr{netip.MustParseAddr("10.1.2.0"), netip.MustParseAddr("fd00:1:2::")}, Public: []netip.Addr{v4, v6}, Service: Port}
+	for want, c := range map[string]struct {
+		s      State
+		p      path
+		family int
+	}{
+		"": {p: path{verdict: OK}},
+		"host2: VXLAN packets to 192.168.77.2:8472/udp do not arrive: a firewall?": {
+			s: State{Tunnel: vxlan}, p: path{verdict: Unreachable, underlay: true}},
+		"host2: VXLAN packets to [fd77::2]:8472/udp do not arrive: a firewall?": {
+			s: State{Tunnel: vxlan}, p: path{verdict: Unreachable, underlay: true}, family: 1},
+		"host2: WireGuard packets to [fd77::2]:51821/udp do not arrive: a firewall?": {
+			s: State{Tunnel: Tunnel{Name: "WireGuard", Protocol: 17, Ports: []uint16{51820, 51821}}}, p: path{verdict: Unreachable, underlay: true}, family: 1},
+		"host2: GRE packets to 192.168.77.2 (IP protocol 47) do not arrive: a firewall?": {
+			s: State{Tunnel: Tunnel{Name: "GRE", Protocol: 47}}, p: path{verdict: Unreachable, underlay: true}},
+		"host2: packets of pods, routed by 192.168.77.2, do not arrive: a firewall?": {
+			s: State{Tunnel: Tunnel{Name: "HOST-GW"}}, p: path{verdict: Unreachable, underlay: true}},
+		"host2: does not answer at 192.168.77.2 on the underlay either: is the host, or the network between, down?": {
+			s: State{Tunnel: vxlan}, p: path{verdict: Unreachable}},
+		"host2: packets over 1412 bytes are lost: set MTU 1412 (\"MTU\":1462 in the configuration's Backend)": {
+			s: State{Overhead: 50}, p: path{verdict: SmallMTU, mtu: 1412}},
+		"host2: TCP fails but ping works: checksum offload of eth0; remedy: --fix-offload on both, which costs throughput (or does a firewall there drop tcp/8475?)": {
+			s: State{Underlay: Underlay{Link: "eth0"}}, p: path{verdict: BrokenTCP}},
+		"host2: TCP fails but ping works: a firewall for tcp/8475 there, or checksum offload of its network interface: --fix-offload there, too": {
+			s: State{FixOffload: true}, p: path{verdict: BrokenTCP}},
+		"host2: is down: its record under hosts/ ended and it does not answer": {p: path{verdict: Down}},
+		"host2: cannot be probed: operation not permitted":                     {p: path{err: errors.Join(errHere)}},
+	} {
+		if got := c.p.show(&c.s, peer, c.family).Message; got != want {
+			t.Errorf("%q, want %q", got, want)
+		}
+	}
+}
+
+func TestWorstPathCounts(t *testing.T) {
+	r := Result{Paths: []Path{{Verdict: OK}, {Verdict: BrokenTCP}}}
+	if got := r.Worst().Verdict; got != BrokenTCP {
+		t.Error(got)
+	}
+	if got := (Result{}).Worst().Verdict; got.Bad() {
+		t.Error(got)
+	}
+	if !(SmallMTU.Bad() && !Down.Bad() && !Unknown.Bad()) {
+		t.Error("who is down needs no alarm about tunnels")
+	}
+}

@@ -1,0 +1,151 @@
+package probe
+
+import (
+	"context"
+	"crypto/rand"
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"net"
+	"net/netip"
+	"os"
+	"syscall"
+	"time"
+
+	"golang.org/x/sys/unix"
+)
+
+// patience is how long an answer may take; once a round-trip time is known,
+// a multiple of it is enough.
+const (
+	patience     = time.Second
+	leastWait    = 200 * time.Millisecond
+	roundTripsOf = 8
+)
+
+// pinger sends echo requests from one address to one other. It has a socket
+// of its own, connected: the kernel passes it nothing else, and between looks
+// there is none. It needs CAP_NET_RAW.
+type pinger struct {
+	conn     *net.IPConn
+	from, to netip.Addr
+	next     echo
+	rtt      time.Duration // of the last answer; 0: none yet
+	out, in  []byte
+}
+
+func dialPing(ctx context.Context, from, to netip.Addr) (*pinger, error) {
+	network := "ip4:icmp"
+	if to.Is6() {
+		network = "ip6:ipv6-icmp"
+	}
+	d := net.Dialer{
+		LocalAddr: &net.IPAddr{IP: from.AsSlice()},
+		Control: func(_, _ string, c syscall.RawConn) error {
+			var err error
+			return errors.Join(c.Control(func(fd uintptr) { err = pingOptions(int(fd), to.Is4()) }), err)
+		},
+	}
+	c, err := d.DialContext(ctx, network, to.String())
+	if err != nil {
+		return nil, fmt.Errorf("open a socket for ping: %w", err)
+	}
+	p := &pinger{conn: c.(*net.IPConn), from: from, to: to}
+	var id [2]byte
+	rand.Read(id[:])
+	rand.Read(p.next.nonce[:])
+	p.next.id = binary.BigEndian.Uint16(id[:])
+	return p, nil
+}
+
+// pingOptions lets only echo replies in, and packets out whole: whatever path
+// MTU the kernel believes in, it is measured here.
+func pingOptions(fd int, v4 bool) error {
+	if v4 {
+		const filterICMP, filterOption = 1, 1 // SOL_RAW's ICMP_FILTER: set bits are dropped
+		return errors.Join(
+			unix.SetsockoptInt(fd, unix.SOL_RAW, filterOption, ^(filterICMP<<echoReply4)),
+			unix.SetsockoptInt(fd, unix.IPPROTO_IP, unix.IP_MTU_DISCOVER, unix.IP_PMTUDISC_PROBE),
+		)
+	}
+	var f unix.ICMPv6Filter
+	for i := range f.Data {
+		f.Data[i] = ^uint32(0)
+	}
+	f.Data[echoReply6>>5] &^= 1 << (echoReply6 & 31)
+	return errors.Join(
+		unix.SetsockoptICMPv6Filter(fd, unix.IPPROTO_ICMPV6, unix.ICMPV6_FILTER, &f),
+		unix.SetsockoptInt(fd, unix.IPPROTO_IPV6, unix.IPV6_MTU_DISCOVER, unix.IPV6_PMTUDISC_PROBE),
+		unix.SetsockoptInt(fd, unix.IPPROTO_IPV6, unix.IPV6_DONTFRAG, 1),
+	)
+}
+
+func (p *pinger) close() { _ = p.conn.Close() } // nothing is buffered
+
+// ping sends a packet of a size and waits for its answer. errLost, errTooBig
+// or an error of this host.
+func (p *pinger) ping(ctx context.Context, size int) (time.Duration, error) {
+	e := p.request()
+	p.out = e.append(p.out[:0], p.to, size)
+	sent := time.Now()
+	_, err := p.conn.Write(p.out)
+	switch {
+	case errors.Is(err, unix.EMSGSIZE):
+		return 0, errTooBig
+	case unreachable(err):
+		return 0, errLost
+	case err != nil:
+		return 0, fmt.Errorf("send: %w", err)
+	}
+	return p.wait(ctx, e, size, sent)
+}
+
+// request is the next one to send.
+func (p *pinger) request() echo {
+	e := p.next
+	p.next.seq++
+	return e
+}
+
+// wait waits for the answer to a request.
+func (p *pinger) wait(ctx context.Context, e echo, size int, sent time.Time) (time.Duration, error) {
+	limit := patience
+	if p.rtt > 0 {
+		limit = min(patience, max(leastWait, roundTripsOf*p.rtt))
+	}
+	if err := p.conn.SetReadDeadline(sent.Add(limit)); err != nil {
+		return 0, err
+	}
+	stop := context.AfterFunc(ctx, func() { _ = p.conn.SetReadDeadline(sent) })
+	defer stop()
+	if need := max(size, small) + header6; len(p.in) < need {
+		p.in = make([]byte, need)
+	}
+	for {
+		n, _, err := p.conn.ReadFromIP(p.in) // without IPv4's header
+		switch {
+		case ctx.Err() != nil:
+			return 0, ctx.Err()
+		case errors.Is(err, os.ErrDeadlineExceeded):
+			return 0, errLost
+		case unreachable(err):
+			continue // somebody on the way says so: as good as silence
+		case err != nil:
+			return 0, fmt.Errorf("receive: %w", err)
+		}
+		if e.answers(p.in[:n], p.to, size) {
+			p.rtt = max(1, time.Since(sent))
+			return p.rtt, nil
+		}
+	}
+}
+
+// unreachable: an error that tells of the way or of the other end.
+func unreachable(err error) bool {
+	for _, e := range []error{unix.EHOSTUNREACH, unix.ECONNREFUSED, unix.EHOSTDOWN, unix.ENOPROTOOPT, unix.EPROTO, unix.EACCES} {
+		if errors.Is(err, e) {
+			return true
+		}
+	}
+	return false
+}

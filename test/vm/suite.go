@@ -1,0 +1,22 @@
+package main
+
+// entry is a line of the suite.
+type entry struct {
+	pkg     string // within the module; with /... also what is below
+	tests   string // for -test.run; "": all
+	skip    string // for -test.skip
+	without string // modules that shall be missing, with commas
+	why     string
+}
+
+// suite is what "make test" runs in VMs: what is not run, or not to the end,
+// under kernels that lack something. What any kernel with namespaces can run
+// needs no emulated one.
+func suite() []entry {
+	return []entry{
+		{pkg: "backend/...", why: "GRE, IPIP, WireGuard, dummy links; VXLAN under the kernel that users have"},
+		{pkg: "kernel/link", skip: "Monitor|Unplugged", why: "device kinds that other kernels lack; netlink of an older kernel; what watches the clock fails where all is slow"},
+		{pkg: "kernel/nft", why: "what an older nf_tables refuses"},
+		{pkg: "kernel/iptables", tests: "Contract/^legacy$|Legacy", without: "nf_tables", why: "hosts without nftables, and iptables in modules"},
+	}
+}
