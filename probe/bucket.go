@@ -23,11 +23,11 @@ type bucket struct {
 
 func newBucket(now time.Time) *bucket { return &bucket{tokens: burst, at: now} }
 
-// take waits until n packets may be sent.
-func (b *bucket) take(ctx context.Context, n int) error {
+// take waits until a packet may be sent.
+func (b *bucket) take(ctx context.Context) error {
 	b.mu.Lock()
 	b.fill()
-	b.tokens -= float64(n)
+	b.tokens--
 	wait := time.Duration(max(0, -b.tokens) * float64(time.Second) / perSecond)
 	b.mu.Unlock()
 	if wait == 0 {
@@ -43,12 +43,13 @@ func (b *bucket) take(ctx context.Context, n int) error {
 	}
 }
 
-// try says whether n packets may be sent now.
+// try says whether n packets may be sent now, and leaves enough for the looks
+// that begin at the same time.
 func (b *bucket) try(n int) bool {
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	b.fill()
-	if b.tokens < float64(n) {
+	if b.tokens < float64(n+parallel) {
 		return false
 	}
 	b.tokens -= float64(n)

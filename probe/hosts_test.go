@@ -73,9 +73,7 @@ type host struct {
 	t      *testing.T
 	number int
 	ns     *netns.NS
-	mac    string
 	stdin  io.WriteCloser
-	lines  chan said
 	pid    int
 
 	mu   sync.Mutex

@@ -59,7 +59,7 @@ func reach(ctx context.Context, w wire, size, known int) (o observation) {
 		return observation{err: err}
 	}
 	fullErr := err
-	if rtt, err = some(ctx, w, small, tries); err != nil {
+	if rtt, err = some(ctx, w, small); err != nil {
 		if !lost(err) {
 			return observation{err: err}
 		}
@@ -74,7 +74,7 @@ func reach(ctx context.Context, w wire, size, known int) (o observation) {
 	}
 	o = observation{answered: true, rtt: rtt}
 	if errors.Is(fullErr, errLost) { // of what does not fit nothing else is to be had
-		if _, err = some(ctx, w, size, tries); err == nil {
+		if _, err = some(ctx, w, size); err == nil {
 			o.mtu = size
 			return o
 		}
@@ -88,10 +88,10 @@ func reach(ctx context.Context, w wire, size, known int) (o observation) {
 func largest(ctx context.Context, w wire, size, known int) (int, error) {
 	low, high := small, size // low passes, high does not
 	if known > low && known < high {
-		switch _, err := some(ctx, w, known, tries); {
+		switch _, err := some(ctx, w, known); {
 		case err == nil:
 			low = known
-			if _, err = some(ctx, w, known+1, tries); err != nil && lost(err) {
+			if _, err = some(ctx, w, known+1); err != nil && lost(err) {
 				return known, nil
 			}
 		case lost(err):
@@ -102,7 +102,7 @@ func largest(ctx context.Context, w wire, size, known int) (int, error) {
 	}
 	for high-low > 1 {
 		middle := (low + high) / 2
-		switch _, err := some(ctx, w, middle, tries); {
+		switch _, err := some(ctx, w, middle); {
 		case err == nil:
 			low = middle
 		case lost(err):
@@ -114,9 +114,9 @@ func largest(ctx context.Context, w wire, size, known int) (int, error) {
 	return low, nil
 }
 
-// some tries a size up to n times.
-func some(ctx context.Context, w wire, size, n int) (rtt time.Duration, err error) {
-	for range n {
+// some tries a size a few times.
+func some(ctx context.Context, w wire, size int) (rtt time.Duration, err error) {
+	for range tries {
 		if rtt, err = w.echo(ctx, size); !errors.Is(err, errLost) {
 			return rtt, err
 		}

@@ -234,13 +234,13 @@ func (j *job) look(ctx context.Context, b *bucket, family int, from, to netip.Ad
 	defer ping.close()
 	w := wire{
 		echo: func(ctx context.Context, size int) (time.Duration, error) {
-			if err := b.take(ctx, 1); err != nil {
+			if err := b.take(ctx); err != nil {
 				return 0, err
 			}
 			return ping.ping(ctx, size)
 		},
 		underlay: func(ctx context.Context) error {
-			if err := b.take(ctx, 1); err != nil {
+			if err := b.take(ctx); err != nil {
 				return err
 			}
 			return pingOnce(ctx, ofFamily(j.state.Underlay.Addrs, family), ofFamily(j.peer.Public, family))
@@ -253,7 +253,7 @@ func (j *job) look(ctx context.Context, b *bucket, family int, from, to netip.Ad
 	}
 	if j.state.Plain && j.peer.Plain && !j.peer.Down {
 		w.plain = func(ctx context.Context) (Plain, error) {
-			if err := b.take(ctx, 1); err != nil {
+			if err := b.take(ctx); err != nil {
 				return PlainUnknown, err
 			}
 			return ping.passes(ctx, j.links, j.state.Underlay.Index, ofFamily(j.peer.Public, family))

@@ -114,7 +114,7 @@ func trusted(path string) error {
 		if fi.Mode()&0o022 != 0 && !shared {
 			return fmt.Errorf("%s can be written to by others than root: chmod go-w %s", path, path)
 		}
-		if path == "/" {
+		if path == "/" || path == "." {
 			return nil
 		}
 		path = filepath.Dir(path)

@@ -109,11 +109,15 @@ func suite(t *testing.T) backendtest.Suite {
 	}
 }
 
+// The contract as a whole takes its time in a VM, so each way to use the driver
+// has some of the families.
 func TestContract(t *testing.T) {
 	netnstest.NeedRoot(t)
 	needGRE(t)
 	s := suite(t)
+	s.Only = []string{"Dual"}
 	s.Damage["encapsulation to elsewhere"] = encaps("id 9 key")
+	s.Damage["another metric"] = encaps("id 0")
 	s.Damage["no encapsulation"] = func(_ *backendtest.Host, peer subnet.Lease) (out []string) {
 		for _, sub := range peer.Subnets {
 			dev := "flannel.gre"
@@ -124,7 +128,6 @@ func TestContract(t *testing.T) {
 		}
 		return out
 	}
-	s.Damage["another metric"] = encaps("id 0")
 	backendtest.Run(t, s)
 }
 
@@ -134,9 +137,9 @@ func TestContractWithKeyChecksumAndSequence(t *testing.T) {
 	netnstest.NeedRoot(t)
 	needGRE(t)
 	s := suite(t)
+	s.Only = []string{"IPv4", "IPv6"}
 	s.Driver = func() backend.Driver { return gre.Driver{Options: routed.Options{KeepOthers: true}} }
 	s.Second = s.Driver
-	s.Only = []string{"Dual"}
 	s.Options = json.RawMessage(`{"Type":"gre","Key":7,"Checksum":true,"Sequence":true,"DirectRouting":false}`)
 	s.Beside = json.RawMessage(`{"Type":"gre","Key":4294967295,"Checksum":true}`)
 	s.Data = func(int) json.RawMessage { return json.RawMessage(`{"Key":7,"Checksum":true,"Sequence":true}`) }
@@ -144,8 +147,6 @@ func TestContractWithKeyChecksumAndSequence(t *testing.T) {
 	s.Damage = map[string]func(*backendtest.Host, subnet.Lease) []string{
 		"another key": encaps("id 9 key csum seq"),
 		"no checksum": encaps("id 7 key seq"),
-		"no sequence": encaps("id 7 key csum"),
-		"no key":      encaps("csum seq"),
 	}
 	backendtest.Run(t, s)
 }
@@ -154,15 +155,14 @@ func TestContractInMeshMode(t *testing.T) {
 	netnstest.NeedRoot(t)
 	needGRE(t)
 	s := suite(t)
+	s.Only = []string{"Dual"}
 	s.Options = json.RawMessage(`{"Type":"gre","Mode":"mesh","Key":7}`)
 	s.Damage["route changed"] = routes("ip route replace %s dev lo metric 7 proto 0x66")
 	s.Former = json.RawMessage(`{"Type":"gre"}`)
 	s.Data = func(int) json.RawMessage { return json.RawMessage(`{"Key":7}`) }
-	s.Driver = func() backend.Driver { return gre.Driver{} }
 	s.Beside = json.RawMessage(`{"Type":"gre","Mode":"mesh","Key":8}`)
 	s.Second = func() backend.Driver { return gre.Driver{Options: routed.Options{KeepOthers: true}} }
 	s.MostWrites = 8
 	s.Many = 100
-	s.Only = []string{"IPv4", "Dual"}
 	backendtest.Run(t, s)
 }

@@ -105,6 +105,6 @@ func TestContract(t *testing.T) { backendtest.Run(t, suite(t)) }
 func TestContractWithOptions(t *testing.T) {
 	s := suite(t)
 	s.Options = json.RawMessage(`{"Type":"udp","Port":9999,"MTU":1400}`)
-	s.Damage = nil
+	s.Damage, s.Only = nil, []string{"Dual"}
 	backendtest.Run(t, s)
 }

@@ -31,8 +31,8 @@ import (
 func drivers(own *link.Own) map[string]backend.Driver {
 	o := routed.Options{Own: own}
 	return map[string]backend.Driver{
-		alloc.Type:     alloc.Driver{},
-		extension.Type: extension.Driver{},
+		alloc.Type:     alloc.Driver{Options: o},
+		extension.Type: extension.Driver{Options: o},
 		gre.Type:       gre.Driver{Options: o},
 		hostgw.Type:    hostgw.Driver{Options: o},
 		ipip.Type:      ipip.Driver{Options: o},

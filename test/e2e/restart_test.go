@@ -11,10 +11,26 @@ import (
 
 func TestKilledAndRestartedDaemonLosesNothing(t *testing.T) {
 	t.Parallel()
-	c := newCluster(t, 2, dual)
+	for name, config := range map[string]string{"through the tunnel": tunnelOnly, "plain": dual} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			killedAndRestarted(t, config)
+		})
+	}
+}
+
+func killedAndRestarted(t *testing.T, config string) {
+	t.Helper()
+	c := newCluster(t, 2, config)
 	c.startAll("--ip-masq")
 	h1, h2 := c.host(1), c.host(2)
-	before := c.kernel(h1)
+	if config != tunnelOnly {
+		for _, h := range []*lab.Host{h1, h2} {
+			within(t, 20*time.Second, h.Name+" does without the tunnel", contains(h, true, "flannel", plainRoutes...))
+		}
+	}
+	kernel := func() string { return c.kernel(h1) + "\n" + c.run(h1, plainRoutes...) }
+	before := kernel()
 	f := startTraffic(t, c.attach(h1, "a"), c.attach(h2, "b"))
 	for range 2 {
 		for n := 1; n <= 2; n++ {
@@ -43,7 +59,7 @@ func TestKilledAndRestartedDaemonLosesNothing(t *testing.T) {
 	c.start(h1, "--ip-masq")
 	c.waitOK(h1, 1)
 	f.stop()
-	if after := c.kernel(h1); after != before {
+	if after := kernel(); after != before {
 		t.Errorf("kernel before:\n%s\nafter:\n%s", before, after)
 	}
 }
@@ -95,7 +111,7 @@ func TestEntriesOfPeersThatLeftMeanwhileGo(t *testing.T) {
 
 func TestDeletedKernelObjectsComeBack(t *testing.T) {
 	t.Parallel()
-	c := newCluster(t, 2, dual)
+	c := newCluster(t, 2, tunnelOnly)
 	c.startAll("--ip-masq")
 	h1, h2 := c.host(1), c.host(2)
 	a, b := c.attach(h1, "a"), c.attach(h2, "b")

@@ -5,6 +5,7 @@ import (
 	"cmp"
 	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"io"
 	"os"
@@ -197,7 +198,14 @@ func (m *machine) run(ctx context.Context, b booting) (bool, error) {
 	if m.console {
 		console = m.stderr
 	}
-	r := newReport(m, b)
-	err := boot(ctx, m.kernel, initramfs, console, r.take)
-	return r.finish(err)
+	const tries, patience = 3, 90 * time.Second
+	for i := 1; ; i++ {
+		r := newReport(m, b)
+		err := boot(ctx, m.kernel, initramfs, patience, console, r.take)
+		if errors.Is(err, errSilent) && i < tries {
+			fmt.Fprintln(m.stderr, err)
+			continue
+		}
+		return r.finish(err)
+	}
 }

@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"io"
 	"os"
@@ -12,6 +13,7 @@ import (
 	"strconv"
 	"sync"
 	"syscall"
+	"time"
 
 	"github.com/flanneld/flanneld/test/vm/plan"
 )
@@ -21,10 +23,19 @@ const (
 	cpus   = "2"
 )
 
+// errSilent: the VM's kernel did not come up. On a busy machine the emulated
+// one can lose the timer's first interrupts and wait for ever.
+var errSilent = errors.New("it did not come up")
+
 // boot runs a VM until it powers off and passes on what it answers. The VM
 // has no network device and no disk; the machine's root is read-only to it.
-// console gets what its kernel says.
-func boot(ctx context.Context, k kernel, initramfs string, console io.Writer, answer func(plan.Answer)) error {
+// console gets what its kernel says. A VM that has not answered within patience
+// is killed, and the error is errSilent.
+func boot(ctx context.Context, k kernel, initramfs string, patience time.Duration, console io.Writer, answer func(plan.Answer)) error {
+	ctx, cancel := context.WithCancelCause(ctx)
+	defer cancel(nil)
+	silence := time.AfterFunc(patience, func() { cancel(errSilent) })
+	defer silence.Stop()
 	answers, theirs, err := os.Pipe()
 	if err != nil {
 		return err
@@ -36,7 +47,7 @@ func boot(ctx context.Context, k kernel, initramfs string, console io.Writer, an
 		// itself emulated.
 		"-accel", "tcg,thread=multi", "-cpu", "max", "-smp", cpus, "-m", memory,
 		"-kernel", k.image(), "-initrd", initramfs,
-		"-append", "console=ttyS0 loglevel=5 panic=-1 oops=panic mitigations=off edd=off",
+		"-append", "console=ttyS0 loglevel=5 panic=-1 oops=panic mitigations=off edd=off no_timer_check tsc=unstable",
 		"-virtfs", "local,path=/,mount_tag="+plan.Root+",security_model=none,readonly=on,multidevs=remap",
 		"-device", "virtio-serial-pci",
 		"-chardev", "file,id=answers,path=/dev/fd/3", "-device", "virtserialport,chardev=answers,name="+plan.Port,
@@ -58,6 +69,7 @@ func boot(ctx context.Context, k kernel, initramfs string, console io.Writer, an
 		if err := dec.Decode(&a); err != nil {
 			break // the VM is gone: Wait and done tell whether it should be
 		}
+		silence.Stop()
 		done = done || a.Done
 		answer(a)
 	}

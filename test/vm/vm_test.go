@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"context"
 	"encoding/json"
+	"errors"
 	"io"
 	"os"
 	"os/exec"
@@ -118,7 +119,7 @@ func tell(ctx context.Context, t *testing.T) (said string, ends map[string]strin
 	var out bytes.Buffer
 	m := &machine{stdout: &out, stderr: t.Output(), options: options{json: true}}
 	r := newReport(m, booting{steps: []step{{pkg: "a"}, {pkg: "b"}}})
-	ok, err = r.finish(boot(ctx, kernel{}, "", io.Discard, r.take))
+	ok, err = r.finish(boot(ctx, kernel{}, "", time.Minute, io.Discard, r.take))
 	ends = map[string]string{}
 	for line := range bytes.Lines(out.Bytes()) {
 		var e struct{ Action, Package, Test string }
@@ -192,6 +193,15 @@ func TestVMThatHangsOrDiesIsAFailureWithTheConsole(t *testing.T) {
 				t.Error("it was waited for", time.Since(began))
 			}
 		})
+	}
+}
+
+func TestVMThatDoesNotComeUpIsGivenUpSoon(t *testing.T) {
+	pretend(t, "exec sleep 100")
+	began := time.Now()
+	err := boot(t.Context(), kernel{}, "", 100*time.Millisecond, io.Discard, func(plan.Answer) {})
+	if !errors.Is(err, errSilent) || time.Since(began) > 10*time.Second {
+		t.Error(err, time.Since(began))
 	}
 }
 

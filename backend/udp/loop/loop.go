@@ -8,7 +8,6 @@ import (
 	"runtime"
 	"sync/atomic"
 
-	"golang.org/x/sync/errgroup"
 	"golang.org/x/sys/unix"
 )
 
@@ -80,22 +79,26 @@ func (l *Loop) Counters() Counters {
 }
 
 // Run carries packets until the device is deleted, and then closes all. It is
-// called once.
+// called once. After an error, which is not to be expected, one way may still
+// be open: the process is to end, and the device with it.
 func (l *Loop) Run() error {
+	ended := make(chan error, 2)
+	go func() {
+		runtime.LockOSThread()
+		ended <- newSender(l).run()
+	}()
+	go func() {
+		runtime.LockOSThread()
+		ended <- newReceiver(l).run()
+	}()
+	if err := <-ended; err != nil {
+		return err
+	}
+	// The device is gone, so the receiver's waiting shall end. The kernel says
+	// that a socket without a peer cannot be shut down, and does it.
+	_ = unix.Shutdown(l.sock, unix.SHUT_RDWR)
 	defer l.close()
-	var g errgroup.Group
-	g.Go(func() error {
-		runtime.LockOSThread()
-		// Ends the receiver's waiting. The kernel says that a socket without a
-		// peer cannot be shut down, and does it.
-		defer func() { _ = unix.Shutdown(l.sock, unix.SHUT_RDWR) }()
-		return newSender(l).run()
-	})
-	g.Go(func() error {
-		runtime.LockOSThread()
-		return newReceiver(l).run()
-	})
-	return g.Wait()
+	return <-ended
 }
 
 func (l *Loop) close() {

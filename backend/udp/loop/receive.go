@@ -40,11 +40,13 @@ func (r *receiver) run() error {
 	busy := false
 	for {
 		for i := range r.msgs {
-			r.msgs[i].hdr = unix.Msghdr{
+			h := &r.msgs[i].hdr
+			*h = unix.Msghdr{
 				Name: &r.sources[i][0], Namelen: sourceRoom,
 				Iov: &r.vectors[i], Iovlen: 1,
-				Control: (*byte)(unsafe.Pointer(&r.ctls[i])), Controllen: uint64(unsafe.Sizeof(r.ctls[i])),
+				Control: (*byte)(unsafe.Pointer(&r.ctls[i])),
 			}
+			h.SetControllen(int(unsafe.Sizeof(r.ctls[i])))
 		}
 		n, errno := recvmmsg(r.l.sock, r.msgs[:], busy)
 		r.l.count.receives.Add(1)

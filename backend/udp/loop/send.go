@@ -228,14 +228,16 @@ func (s *sender) fill(i int) {
 	}
 	h := &s.msgs[i].hdr
 	h.Name, h.Namelen = &m.p.raw[0], m.p.rawLen
-	h.Iov, h.Iovlen = &s.vectors[m.vector], uint64(end-m.vector)
+	h.Iov = &s.vectors[m.vector]
+	h.SetIovlen(end - m.vector)
 	h.Control, h.Controllen = nil, 0
 	if m.pieces > 1 {
 		c := &s.ctls[i]
 		c.hdr.Level, c.hdr.Type = unix.IPPROTO_UDP, unix.UDP_SEGMENT
 		c.hdr.SetLen(unix.SizeofCmsghdr + 2)
 		*(*uint16)(unsafe.Pointer(&c.data)) = uint16(m.size)
-		h.Control, h.Controllen = (*byte)(unsafe.Pointer(c)), uint64(unsafe.Sizeof(*c))
+		h.Control = (*byte)(unsafe.Pointer(c))
+		h.SetControllen(int(unsafe.Sizeof(*c)))
 	}
 }
 
@@ -268,12 +270,14 @@ func (s *sender) pieces(i int) {
 	m, h := s.out[i], s.msgs[i].hdr
 	all := unsafe.Slice(h.Iov, h.Iovlen)
 	for left := m.total; left > 0; left -= m.size {
-		n, have := 0, uint64(0)
-		for have < uint64(min(m.size, left)) {
-			have += all[n].Len
+		n, have := 0, 0
+		for have < min(m.size, left) {
+			have += int(all[n].Len)
 			n++
 		}
-		s.single[0].hdr = unix.Msghdr{Name: h.Name, Namelen: h.Namelen, Iov: &all[0], Iovlen: uint64(n)}
+		one := &s.single[0].hdr
+		*one = unix.Msghdr{Name: h.Name, Namelen: h.Namelen, Iov: &all[0]}
+		one.SetIovlen(n)
 		if _, errno := sendmmsg(s.l.sock, s.single[:]); errno != 0 {
 			s.l.count.refused.Add(1)
 		}

@@ -10,7 +10,6 @@ import (
 type mmsghdr struct {
 	hdr unix.Msghdr
 	n   uint32
-	_   [4]byte
 }
 
 // control has room for one control message with an int.
@@ -64,4 +63,8 @@ func recvmmsg(fd int, m []mmsghdr, busy bool) (int, unix.Errno) {
 	return int(n), errno
 }
 
-func piece(b []byte) unix.Iovec { return unix.Iovec{Base: &b[0], Len: uint64(len(b))} }
+func piece(b []byte) unix.Iovec {
+	v := unix.Iovec{Base: &b[0]}
+	v.SetLen(len(b))
+	return v
+}

@@ -9,7 +9,6 @@ import (
 	"flag"
 	"fmt"
 	"io"
-	"net"
 	"os"
 	"os/signal"
 	"regexp"
@@ -18,6 +17,7 @@ import (
 
 	"github.com/flanneld/flanneld/backend/outlive"
 	"github.com/flanneld/flanneld/backend/udp"
+	"github.com/flanneld/flanneld/kernel/wireguard/userspace"
 	"golang.org/x/sys/unix"
 )
 
@@ -35,7 +35,7 @@ type options struct {
 }
 
 func mainIn(ctx context.Context, args []string, stdout, stderr io.Writer) int {
-	if code, ok := outlive.Main(args, map[string]outlive.Keeper{udp.Kind: udp.Keep}); ok {
+	if code, ok := outlive.Main(args, map[string]outlive.Keeper{udp.Kind: udp.Keep, userspace.Kind: userspace.Keep}); ok {
 		return code
 	}
 	if len(args) > 0 && args[0] == "load" {
@@ -56,7 +56,7 @@ func mainIn(ctx context.Context, args []string, stdout, stderr io.Writer) int {
 	}
 	var err error
 	if o.only, err = regexp.Compile(*only); err == nil {
-		err = bench(ctx, o, stdout)
+		err = errors.Join(peers(ctx, o, stdout), bench(ctx, o, stdout))
 	}
 	if err != nil {
 		fmt.Fprintln(stderr, "path:", err)
@@ -161,13 +161,4 @@ func (l lane) round(ctx context.Context, o options, what string, client, server 
 	}
 	s.add(r)
 	return nil
-}
-
-// linkIndex is the number of an interface in the calling thread's namespace.
-func linkIndex(name string) (int, error) {
-	l, err := net.InterfaceByName(name)
-	if err != nil {
-		return 0, err
-	}
-	return l.Index, nil
 }

@@ -5,16 +5,24 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"net"
 	"net/netip"
+	"os"
+	"path/filepath"
 	"strings"
 
 	"github.com/flanneld/flanneld/backend"
+	"github.com/flanneld/flanneld/backend/gre"
+	"github.com/flanneld/flanneld/backend/hostgw"
+	"github.com/flanneld/flanneld/backend/ipip"
 	"github.com/flanneld/flanneld/backend/routed"
 	"github.com/flanneld/flanneld/backend/udp"
 	"github.com/flanneld/flanneld/backend/vxlan"
+	"github.com/flanneld/flanneld/backend/wireguard"
 	"github.com/flanneld/flanneld/kernel/nft"
 	"github.com/flanneld/flanneld/kernel/rules"
 	"github.com/flanneld/flanneld/subnet"
+	"golang.org/x/sys/unix"
 )
 
 // path is a way from the pods of one host to those of another.
@@ -23,72 +31,129 @@ type path struct {
 	up   func(ctx context.Context, p *pair) error
 }
 
-// paths are what is compared, ours after the peers that they are to beat.
+// driver is one of ours as it is compared.
+type driver struct {
+	name, options string
+	// of makes the driver of a host.
+	of func(p *pair, host int) (backend.Driver, error)
+}
+
+// drivers are all of ours that carry packets.
+func drivers() []driver {
+	return []driver{
+		{"vxlan", `{"Type":"vxlan","DirectRouting":false}`, each(vxlan.Driver{})},
+		{"vxlan, direct routing", `{"Type":"vxlan","DirectRouting":true}`, each(vxlan.Driver{})},
+		{"host-gw", `{"Type":"host-gw"}`, each(hostgw.Driver{})},
+		{"udp", `{"Type":"udp"}`, each(udp.Driver{})},
+		{"wireguard, userspace", `{"Type":"wireguard"}`, wireguardIn("userspace")},
+		{"wireguard, kernel", `{"Type":"wireguard"}`, wireguardIn("kernel")},
+		{"gre", `{"Type":"gre","DirectRouting":false}`, each(gre.Driver{})},
+		{"ipip", `{"Type":"ipip","DirectRouting":false}`, each(ipip.Driver{})},
+	}
+}
+
+// paths are what is compared, the peers that ours are to beat first.
 func paths() []path {
-	return []path{
+	all := []path{
 		{"flannel's VXLAN objects, no rules", func(ctx context.Context, p *pair) error { return flannelObjects(ctx, p, false) }},
 		{"flannel's VXLAN objects and rules", func(ctx context.Context, p *pair) error { return flannelObjects(ctx, p, true) }},
 		{"flannel's host-gw routes and rules", flannelRoutes},
-		{"vxlan", ours(vxlan.Driver{}, `{"Type":"vxlan","DirectRouting":false}`)},
-		{"vxlan, direct routing", ours(vxlan.Driver{}, `{"Type":"vxlan","DirectRouting":true}`)},
 		{"flannel's udp loop, no rules", flannelUDP},
-		{"udp", ours(udp.Driver{}, `{"Type":"udp"}`)},
 	}
+	for _, d := range drivers() {
+		all = append(all, path{d.name, d.up})
+	}
+	return all
 }
 
 // network is the pods' address space.
 func network() netip.Prefix { return netip.MustParsePrefix("10.1.0.0/16") }
 
-// ours is a driver with everything that the daemon sets beside it.
-func ours(drv backend.Driver, options string) func(context.Context, *pair) error {
-	return func(ctx context.Context, p *pair) error {
-		c := subnet.Config{Ranges: []subnet.Range{{Network: network(), SubnetLen: 24}}, Backend: subnet.Backend{Raw: json.RawMessage(options)}}
-		var kind struct{ Type string }
-		if err := json.Unmarshal(c.Backend.Raw, &kind); err != nil {
+// each gives both hosts the same driver.
+func each(d backend.Driver) func(*pair, int) (backend.Driver, error) {
+	return func(*pair, int) (backend.Driver, error) { return d, nil }
+}
+
+// wireguardIn gives hosts keys of their own, and the kernel's WireGuard or not.
+func wireguardIn(where string) func(*pair, int) (backend.Driver, error) {
+	return func(p *pair, _ int) (backend.Driver, error) {
+		dir, err := os.MkdirTemp("", "bench-wg-")
+		if err != nil {
+			return nil, err
+		}
+		p.later(func() error { return os.RemoveAll(dir) })
+		if _, err := os.Stat("/sys/module/wireguard"); err != nil && where == "kernel" {
+			return nil, fmt.Errorf("wireguard: %w", unix.EOPNOTSUPP)
+		}
+		return wireguard.Driver{KeyFile: filepath.Join(dir, "key"), Sockets: dir, Userspace: where == "userspace"}, nil
+	}
+}
+
+// configOf is the configuration of a network with this Backend.
+func configOf(options string) subnet.Config {
+	var kind struct{ Type string }
+	_ = json.Unmarshal([]byte(options), &kind) // the driver refuses what is wrong
+	return subnet.Config{
+		Ranges:  []subnet.Range{{Network: network(), SubnetLen: 24}},
+		Backend: subnet.Backend{Type: kind.Type, Raw: json.RawMessage(options)},
+	}
+}
+
+// open opens the device of a host, which goes with the pair.
+func (d driver) open(ctx context.Context, p *pair, i int, c subnet.Config) (dev backend.Device, err error) {
+	drv, err := d.of(p, i)
+	if err != nil {
+		return nil, err
+	}
+	u := backend.Underlay{Link: "eth0", MTU: 1500, Addrs: []netip.Addr{hostAddr(i)}, PublicIPs: []netip.Addr{hostAddr(i)}}
+	err = p.hosts[i].Do(func() error {
+		l, err := net.InterfaceByName(u.Link)
+		if err != nil {
 			return err
 		}
-		c.Backend.Type = kind.Type
-		var devs [2]backend.Device
-		var leases [2]subnet.Lease
-		for i := range 2 {
-			u := backend.Underlay{Link: "eth0", MTU: 1500, Addrs: []netip.Addr{hostAddr(i)}, PublicIPs: []netip.Addr{hostAddr(i)}}
-			err := p.hosts[i].Do(func() (err error) {
-				l, err := linkIndex("eth0")
-				if err != nil {
-					return err
-				}
-				u.Index = l
-				devs[i], err = drv.Open(ctx, c, u, fmt.Sprintf("bench-%d", i))
-				return err
-			})
-			if err != nil {
-				return err
-			}
-			p.later(func() error {
-				return p.hosts[i].Do(func() error {
-					return errors.Join(devs[i].Close(), drv.Cleanup(ctx), routed.RemoveRoutes(context.WithoutCancel(ctx), nil))
-				})
-			})
-			leases[i] = subnet.Lease{Key: fmt.Sprint(i), Type: kind.Type, PublicIPs: u.PublicIPs, Subnets: []netip.Prefix{subnetOf(i)}, Data: devs[i].Info().Data}
-		}
-		for i, d := range devs {
-			if err := p.hosts[i].Do(func() error { return d.Sync(ctx, &leases[i], []backend.Peer{{Lease: &leases[1-i]}}) }); err != nil {
-				return err
-			}
-			if err := p.filter(ctx, i, d.Info()); err != nil {
-				return err
-			}
-			for _, ns := range []string{"cni0", "veth0"} {
-				if err := run(ctx, p.hosts[i], fmt.Sprintf("ip link set %s mtu %d", ns, d.Info().MTU)); err != nil {
-					return err
-				}
-			}
-			if err := run(ctx, p.pods[i], fmt.Sprintf("ip link set eth0 mtu %d", d.Info().MTU)); err != nil {
-				return err
-			}
-		}
-		return nil
+		u.Index = l.Index
+		dev, err = drv.Open(ctx, c, u, fmt.Sprintf("bench-%d", i))
+		return err
+	})
+	if err != nil {
+		return nil, err
 	}
+	p.later(func() error {
+		ctx := context.WithoutCancel(ctx)
+		return p.hosts[i].Do(func() error {
+			return errors.Join(dev.Close(), drv.Cleanup(ctx), routed.RemoveRoutes(ctx, nil))
+		})
+	})
+	return dev, nil
+}
+
+// up makes the driver carry the pods' packets, with everything that the daemon
+// sets beside it.
+func (d driver) up(ctx context.Context, p *pair) error {
+	c := configOf(d.options)
+	var devs [2]backend.Device
+	var leases [2]subnet.Lease
+	for i := range 2 {
+		var err error
+		if devs[i], err = d.open(ctx, p, i, c); err != nil {
+			return err
+		}
+		leases[i] = subnet.Lease{Key: fmt.Sprint(i), Type: c.Backend.Type, PublicIPs: []netip.Addr{hostAddr(i)}, Subnets: []netip.Prefix{subnetOf(i)}, Data: devs[i].Info().Data}
+	}
+	for i, dev := range devs {
+		err := p.hosts[i].Do(func() error { return dev.Sync(ctx, &leases[i], []backend.Peer{{Lease: &leases[1-i]}}) })
+		if err == nil {
+			err = p.filter(ctx, i, dev.Info())
+		}
+		if err != nil {
+			return err
+		}
+		mtu := fmt.Sprint(dev.Info().MTU)
+		if err := errors.Join(p.lines(ctx, i, "ip link set cni0 mtu "+mtu+"\nip link set veth0 mtu "+mtu), run(ctx, p.pods[i], "ip link set eth0 mtu "+mtu)); err != nil {
+			return err
+		}
+	}
+	return nil
 }
 
 // filter sets the rules of a host that masquerades.
@@ -101,7 +166,7 @@ func (p *pair) filter(ctx context.Context, i int, info backend.Info) error {
 	p.later(f.Close)
 	return f.Sync(ctx, rules.Rules{
 		Networks: []netip.Prefix{network()}, Subnets: []netip.Prefix{subnetOf(i)}, Masquerade: true,
-		Bridges: []string{"cni0", "docker0", "br-*"},
+		Bridges: []string{"cni0", "docker0", "br-*"}, Checked: []string{"cni0"},
 		Tunnel: rules.Tunnel{
 			Link: info.Link, MoreLinks: info.MoreLinks, Underlay: "eth0", Local: []netip.Addr{hostAddr(i)},
 			Protocol: info.Protocol, Ports: info.Ports, Plain: info.Plain, Peers: []netip.Addr{hostAddr(1 - i)},
@@ -109,7 +174,7 @@ func (p *pair) filter(ctx context.Context, i int, info backend.Info) error {
 	})
 }
 
-// lines runs command lines on host i, %-verbs filled in.
+// lines runs command lines on host i, the names of addresses filled in.
 func (p *pair) lines(ctx context.Context, i int, lines string) error {
 	o := 1 - i
 	r := strings.NewReplacer("OWNNET", subnetOf(i).String(), "OWN", subnetOf(i).Addr().String(), "PEERNET", subnetOf(o).String(), "PEER", subnetOf(o).Addr().String(),

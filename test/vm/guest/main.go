@@ -51,6 +51,7 @@ func first() {
 
 // prepare makes the root and starts the worker in it.
 func prepare() (int, error) {
+	fmt.Println("guest: starts")
 	p, err := read()
 	if err != nil {
 		return 0, err
@@ -71,6 +72,7 @@ func prepare() (int, error) {
 	if err := takeRoot(); err != nil {
 		return 0, err
 	}
+	fmt.Println("guest: the machine's root is there")
 	if err := settle(p); err != nil {
 		return 0, err
 	}
@@ -86,6 +88,7 @@ func prepare() (int, error) {
 	if err := cmd.Start(); err != nil {
 		return 0, err
 	}
+	fmt.Println("guest: works")
 	return cmd.Process.Pid, nil
 }
 
