@@ -10,6 +10,7 @@ import (
 	"net/netip"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 	"testing/synctest"
@@ -146,6 +147,18 @@ func get(t *testing.T, url string) (int, string) {
 	return resp.StatusCode, strings.TrimSpace(string(body))
 }
 
+func TestVerboseHealthListsTheWaysToPeers(t *testing.T) {
+	got := ways(api.Status{Peers: []api.Peer{
+		{Node: "host2", Probes: []api.Probe{{Addr: netip.MustParseAddr("10.1.2.0"), Verdict: "unreachable", Message: "host2: a firewall?"}}},
+		{Probes: []api.Probe{{Addr: netip.MustParseAddr("10.1.3.0"), Verdict: "ok", RTT: 310 * time.Microsecond, MTU: 1450, TCP: "works", Plain: "passes"}}},
+		{Node: "host4"},
+	}})
+	want := []string{"host2 10.1.2.0: unreachable; host2: a firewall?", "- 10.1.3.0: ok, rtt 310µs, 1450 bytes pass, TCP works, plain passes"}
+	if !slices.Equal(got, want) {
+		t.Errorf("%q, want %q", got, want)
+	}
+}
+
 func TestReadinessIsHonest(t *testing.T) {
 	cases := map[string]struct {
 		status  api.Status
@@ -155,6 +168,10 @@ func TestReadinessIsHonest(t *testing.T) {
 	}{
 		"all well":           {api.Status{Verdict: api.OK}, 200, 200, "ok"},
 		"etcd away":          {api.Status{Verdict: api.Degraded, Reasons: []string{"etcd is out of reach"}}, 200, 200, "degraded: etcd is out of reach"},
+		"a tunnel is broken": {api.Status{Verdict: api.Degraded, Reasons: []string{"host2: a firewall?"}, Peers: []api.Peer{
+			{Node: "host2", Probes: []api.Probe{{Addr: netip.MustParseAddr("10.1.2.0"), Verdict: "unreachable", Message: "host2: a firewall?"}}},
+			{Probes: []api.Probe{{Addr: netip.MustParseAddr("10.1.3.0"), Verdict: "ok", RTT: 310 * time.Microsecond, MTU: 1450, TCP: "works", Plain: "passes"}}},
+		}}, 200, 200, "degraded: host2: a firewall?"},
 		"not in the network": {api.Status{Verdict: api.Down, Reasons: []string{"waiting for a lease", "and more"}}, 200, 503, "down: waiting for a lease; and more"},
 	}
 	for name, tc := range cases {
@@ -164,7 +181,7 @@ func TestReadinessIsHonest(t *testing.T) {
 			if code, body := get(t, fmt.Sprintf("http://%s/healthz", at)); code != tc.healthz || body != "ok" {
 				t.Errorf("healthz %d %q", code, body)
 			}
-			if code, body := get(t, fmt.Sprintf("http://%s/healthz?verbose", at)); code != tc.healthz || body != tc.says {
+			if code, body := get(t, fmt.Sprintf("http://%s/healthz?verbose", at)); code != tc.healthz || body != strings.Join(append([]string{tc.says}, ways(tc.status)...), "\n") {
 				t.Errorf("verbose %d %q", code, body)
 			}
 			if code, body := get(t, fmt.Sprintf("http://%s/readyz", at)); code != tc.readyz || body != tc.says {
