@@ -127,9 +127,9 @@ func (p path) message(s *State, peer *Peer, public netip.Addr) string {
 		return fmt.Sprintf("%s: packets over %d bytes are lost: set MTU %d (\"MTU\":%d in the configuration's Backend)", peer.Name, p.mtu, p.mtu, p.mtu+s.Overhead)
 	case BrokenTCP:
 		if s.FixOffload {
-			return fmt.Sprintf("%s: TCP fails but ping works: a firewall for tcp/%d there, or checksum offload of its network interface: --fix-offload there, too", peer.Name, peer.Service)
+			return fmt.Sprintf("%s: TCP fails but ping works: checksum offload of its network interface; remedy: --fix-offload there, too", peer.Name)
 		}
-		return fmt.Sprintf("%s: TCP fails but ping works: checksum offload of %s; remedy: --fix-offload on both, which costs throughput (or does a firewall there drop tcp/%d?)", peer.Name, s.Underlay.Link, peer.Service)
+		return fmt.Sprintf("%s: TCP fails but ping works: checksum offload of %s; remedy: --fix-offload on both, which costs throughput", peer.Name, s.Underlay.Link)
 	}
 	if p.err != nil {
 		return fmt.Sprintf("%s: cannot be probed: %v", peer.Name, cause(p.err))

@@ -101,9 +101,9 @@ func TestMessagesNameTheThingAndTheCure(t *testing.T) {
 			s: State{Tunnel: vxlan}, p: path{verdict: Unreachable}},
 		"host2: packets over 1412 bytes are lost: set MTU 1412 (\"MTU\":1462 in the configuration's Backend)": {
 			s: State{Overhead: 50}, p: path{verdict: SmallMTU, mtu: 1412}},
-		"host2: TCP fails but ping works: checksum offload of eth0; remedy: --fix-offload on both, which costs throughput (or does a firewall there drop tcp/8475?)": {
+		"host2: TCP fails but ping works: checksum offload of eth0; remedy: --fix-offload on both, which costs throughput": {
 			s: State{Underlay: Underlay{Link: "eth0"}}, p: path{verdict: BrokenTCP}},
-		"host2: TCP fails but ping works: a firewall for tcp/8475 there, or checksum offload of its network interface: --fix-offload there, too": {
+		"host2: TCP fails but ping works: checksum offload of its network interface; remedy: --fix-offload there, too": {
 			s: State{FixOffload: true}, p: path{verdict: BrokenTCP}},
 		"host2: is down: its record under hosts/ ended and it does not answer": {p: path{verdict: Down}},
 		"host2: cannot be probed: operation not permitted":                     {p: path{err: errors.Join(errHere)}},

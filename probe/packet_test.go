@@ -22,6 +22,19 @@ func TestPacketsAsTheKernelExpectsThem(t *testing.T) {
 	}
 }
 
+func TestOwnSYNHasAGoodChecksum(t *testing.T) {
+	for from, to := range map[string]string{"10.1.1.0": "10.1.2.0", "fd00:1:1::": "fd00:1:2::"} {
+		a, b := netip.MustParseAddr(from), netip.MustParseAddr(to)
+		p := syn(a, netip.AddrPortFrom(b, Port), 40000, 7)
+		if checksum(append(append(a.AsSlice(), b.AsSlice()...), p...), 6+tcpHeader) != 0 {
+			t.Errorf("%s: % x", from, p)
+		}
+		if fromPort(p, Port, 40000) || !fromPort(p, 40000, Port) || fromPort(p[:19], 40000, Port) {
+			t.Error("ports")
+		}
+	}
+}
+
 func TestOnlyTheAnswerCounts(t *testing.T) {
 	a := netip.MustParseAddr("10.1.2.0")
 	e := echo{id: 1, seq: 2, nonce: [nonceLen]byte{3}}

@@ -80,6 +80,9 @@ const (
 	TCPUntried TCP = "" // or nobody answers there: its packets come through
 	TCPWorks   TCP = "works"
 	TCPFails   TCP = "fails"
+	// TCPFiltered: somebody drops the responder's port; of TCP itself that
+	// tells nothing.
+	TCPFiltered TCP = "filtered"
 )
 
 // Plain says whether a packet with addresses of pods reaches a peer without

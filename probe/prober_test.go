@@ -48,6 +48,19 @@ func TestFirewallBetweenHostsIsNamed(t *testing.T) {
 	w.hosts[0].until(20*time.Second, "ok", all(OK))
 }
 
+// A host firewall that lets pings in and TCP not is no broken hardware.
+func TestFilteredResponderIsNoAlarm(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t)
+	netnstest.Run(t, w.hosts[1].ns, "nft", "add table inet t; add chain inet t i { type filter hook input priority 0; }; add rule inet t i tcp dport 8475 ct state new drop")
+	w.both()
+	filtered := func(r Result) bool {
+		return all(OK)(r) && r.Paths[0].TCP == TCPFiltered && r.Paths[1].TCP == TCPFiltered
+	}
+	w.hosts[0].until(30*time.Second, "filtered", filtered)
+	w.hosts[1].until(10*time.Second, "ok", all(OK))
+}
+
 func TestSilentUnderlayIsNamed(t *testing.T) {
 	t.Parallel()
 	w := newWorld(t)

@@ -28,8 +28,6 @@ const (
 // exchangeWith does the exchange with a responder. What tells nothing about
 // the way (nobody listens, or it does not know us yet) is TCPUntried.
 func exchangeWith(ctx context.Context, from netip.Addr, to netip.AddrPort) (TCP, error) {
-	ctx, cancel := context.WithTimeout(ctx, connectLimit+exchangeLimit)
-	defer cancel()
 	d := net.Dialer{
 		Timeout:         connectLimit,
 		LocalAddr:       net.TCPAddrFromAddrPort(netip.AddrPortFrom(from, 0)),
@@ -37,7 +35,14 @@ func exchangeWith(ctx context.Context, from netip.Addr, to netip.AddrPort) (TCP,
 	}
 	c, err := d.DialContext(ctx, "tcp", to.String())
 	if err != nil {
-		return outcome(ctx, err)
+		how, err := outcome(ctx, err)
+		if how != TCPFails {
+			return how, err
+		}
+		if answered, err := synAnswered(ctx, from, to); err != nil || !answered {
+			return TCPFiltered, err
+		}
+		return TCPFails, nil
 	}
 	defer c.Close()
 	stop := context.AfterFunc(ctx, func() { c.Close() })
@@ -63,7 +68,7 @@ func exchangeWith(ctx context.Context, from netip.Addr, to netip.AddrPort) (TCP,
 func outcome(ctx context.Context, err error) (TCP, error) {
 	var timeout interface{ Timeout() bool }
 	switch {
-	case errors.Is(ctx.Err(), context.Canceled):
+	case ctx.Err() != nil:
 		return TCPUntried, ctx.Err()
 	case errors.As(err, &timeout) && timeout.Timeout():
 		return TCPFails, nil

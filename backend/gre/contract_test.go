@@ -101,7 +101,6 @@ func suite(t *testing.T) backendtest.Suite {
 			"negative key": `{"Key":-1}`,
 			"long key":     `{"Key":4294967303}`,
 			"checksum":     `{"Key":7,"Checksum":true}`,
-			"sequence":     `{"Sequence":true}`,
 			"an array":     `[{}]`,
 		},
 		Data:  func(int) json.RawMessage { return json.RawMessage(`{}`) },
@@ -142,8 +141,8 @@ func TestContractWithKeyChecksumAndSequence(t *testing.T) {
 	s.Second = s.Driver
 	s.Options = json.RawMessage(`{"Type":"gre","Key":7,"Checksum":true,"Sequence":true,"DirectRouting":false}`)
 	s.Beside = json.RawMessage(`{"Type":"gre","Key":4294967295,"Checksum":true}`)
-	s.Data = func(int) json.RawMessage { return json.RawMessage(`{"Key":7,"Checksum":true,"Sequence":true}`) }
-	s.Hostile = map[string]string{"no key": `{"Checksum":true,"Sequence":true}`, "no checksum": `{"Key":7,"Sequence":true}`, "no sequence": `{"Key":7,"Checksum":true}`}
+	s.Data = func(int) json.RawMessage { return json.RawMessage(`{"Key":7,"Checksum":true}`) }
+	s.Hostile = map[string]string{"no key": `{"Checksum":true}`, "no checksum": `{"Key":7}`}
 	s.Damage = map[string]func(*backendtest.Host, subnet.Lease) []string{
 		"another key": encaps("id 9 key csum seq"),
 		"no checksum": encaps("id 7 key seq"),
@@ -156,7 +155,7 @@ func TestContractInMeshMode(t *testing.T) {
 	needGRE(t)
 	s := suite(t)
 	s.Only = []string{"Dual"}
-	s.Options = json.RawMessage(`{"Type":"gre","Mode":"mesh","Key":7}`)
+	s.Options = json.RawMessage(`{"Type":"gre","Mode":"mesh","Key":7,"Sequence":true}`)
 	s.Damage["route changed"] = routes("ip route replace %s dev lo metric 7 proto 0x66")
 	s.Former = json.RawMessage(`{"Type":"gre"}`)
 	s.Data = func(int) json.RawMessage { return json.RawMessage(`{"Key":7}`) }

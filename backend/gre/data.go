@@ -8,53 +8,49 @@ import (
 	"github.com/flanneld/flanneld/backend/routed"
 )
 
-// data is BackendData: the optional fields that this host sends and, but for
-// Sequence, demands.
+// data is BackendData: the optional fields that this host sends and demands.
 type data struct {
 	Key      *uint32 `json:",omitempty"`
 	Checksum bool    `json:",omitempty"`
-	Sequence bool    `json:",omitempty"`
 }
 
 func marshalData(h header) json.RawMessage {
-	d := data{Checksum: h.Checksum, Sequence: h.Sequence}
+	d := data{Checksum: h.Checksum}
 	if h.Keyed {
 		d.Key = &h.Key
 	}
-	raw, _ := json.Marshal(d) // of numbers and flags: cannot go wrong
+	raw, _ := json.Marshal(d) // of a number and a flag: cannot go wrong
 	return raw
 }
 
 // errNoData: the lease says nothing about a family that it has a subnet of.
 var errNoData = errors.New("has no BackendData")
 
-// parseData reads a peer's BackendData and checks it against what this host
-// sends. The value comes from elsewhere: it may be anything.
-func parseData(raw []byte, own header) (header, error) {
+// checkData reads a peer's BackendData and says how it differs from what this
+// host sends. The value comes from elsewhere: it may be anything.
+func checkData(raw []byte, own header) error {
 	const most = 4 << 10
 	switch {
 	case len(raw) == 0:
-		return header{}, errNoData
+		return errNoData
 	case len(raw) > most:
-		return header{}, fmt.Errorf("BackendData of %d bytes: must be at most %d", len(raw), most)
+		return fmt.Errorf("BackendData of %d bytes: must be at most %d", len(raw), most)
 	}
 	var d *data
 	if err := json.Unmarshal(raw, &d); err != nil || d == nil {
-		return header{}, fmt.Errorf(`BackendData %s: must be as in {"Key":7}`, routed.Clip(string(raw)))
+		return fmt.Errorf(`BackendData %s: must be as in {"Key":7}`, routed.Clip(string(raw)))
 	}
-	h := header{Checksum: d.Checksum, Sequence: d.Sequence}
+	h := header{Checksum: d.Checksum}
 	if d.Key != nil {
 		h.Key, h.Keyed = *d.Key, true
 	}
 	switch {
 	case h.Keyed != own.Keyed || h.Key != own.Key:
-		return header{}, fmt.Errorf("%s is not this network's %s: give both hosts one configuration", h.key(), own.key())
+		return fmt.Errorf("%s is not this network's %s: give both hosts one configuration", h.key(), own.key())
 	case h.Checksum != own.Checksum:
-		return header{}, fmt.Errorf("Checksum %t is not this network's %t: give both hosts one configuration", h.Checksum, own.Checksum)
-	case h.Sequence != own.Sequence:
-		return header{}, fmt.Errorf("Sequence %t is not this network's %t: give both hosts one configuration", h.Sequence, own.Sequence)
+		return fmt.Errorf("Checksum %t is not this network's %t: give both hosts one configuration", h.Checksum, own.Checksum)
 	}
-	return h, nil
+	return nil
 }
 
 // key is the key for people.

@@ -15,6 +15,7 @@ import (
 	"github.com/flanneld/flanneld/backend/routed"
 	"github.com/flanneld/flanneld/kernel/link"
 	"github.com/flanneld/flanneld/kernel/netns/netnstest"
+	"github.com/flanneld/flanneld/subnet"
 )
 
 // hosts are two with devices of the options, not told of each other.
@@ -28,27 +29,48 @@ func hosts(t *testing.T, options string, fams backendtest.Families) (a, b *backe
 	return c.Hosts[0], c.Hosts[1], c
 }
 
-func TestForeignDeviceInTheWayIsNamed(t *testing.T) {
-	for name, c := range map[string]struct{ options, foreign, want string }{
-		"External":    {`{"Type":"gre"}`, "link add theirs type gre external", "theirs is external already"},
-		"External6":   {`{"Type":"gre"}`, "link add theirs type ip6gre external", "theirs is external already"},
-		"OfOtherKind": {`{"Type":"gre"}`, "link add flannel.gre type veth", "interface flannel.gre is of another kind (veth)"},
+func TestWhatIsInTheWayIsNamed(t *testing.T) {
+	a, _, cluster := hosts(t, "", backendtest.Families{V4: true, V6: true})
+	for foreign, want := range map[string]string{
+		"theirs type gre external":    "theirs is external already",
+		"theirs type ip6gre external": "theirs is external already",
+		"flannel.gre type veth":       "interface flannel.gre is of another kind (veth)",
 	} {
-		t.Run(name, func(t *testing.T) {
-			a, _, cluster := hosts(t, c.options, backendtest.Families{V4: true, V6: true})
-			netnstest.Run(t, a.NS, "ip", strings.Fields(c.foreign)...)
-			err := a.NS.Do(func() error {
-				dev, err := gre.Driver{}.Open(t.Context(), cluster.Config, a.Underlay, "identity")
-				if err == nil {
-					dev.Close()
-				}
-				return err
-			})
-			if err == nil || !strings.Contains(err.Error(), c.want) || !strings.Contains(err.Error(), "ip link del") {
-				t.Errorf("got %v, want %q and the remedy", err, c.want)
-			}
-		})
+		args := strings.Fields(foreign)
+		netnstest.Run(t, a.NS, "ip", append([]string{"link", "add"}, args...)...)
+		err := open(t, a, gre.Driver{}, cluster.Config)
+		if err == nil || !strings.Contains(err.Error(), want) || !strings.Contains(err.Error(), "ip link del") {
+			t.Errorf("%s: got %v, want %q and the remedy", foreign, err, want)
+		}
+		netnstest.Run(t, a.NS, "ip", "link", "del", args[0])
+		if err := a.NS.Do(func() error { return gre.Driver{}.Cleanup(t.Context()) }); err != nil {
+			t.Error(err)
+		}
 	}
+
+	// Another network's Checksum is not for the device that both have.
+	a.Open(t)
+	second := cluster.Config
+	second.Backend.Raw, second.Ranges = json.RawMessage(`{"Type":"gre","Key":8,"Checksum":true}`), nil
+	for _, r := range cluster.Config.Ranges[:1] {
+		r.Network = netip.MustParsePrefix("10.2.0.0/16")
+		second.Ranges = append(second.Ranges, r)
+	}
+	err := open(t, a, gre.Driver{Options: routed.Options{KeepOthers: true}}, second)
+	if err == nil || !strings.Contains(err.Error(), "the same Checksum") {
+		t.Errorf("got %v", err)
+	}
+}
+
+// open opens a device and closes it again.
+func open(t *testing.T, h *backendtest.Host, d gre.Driver, c subnet.Config) error {
+	return h.NS.Do(func() error {
+		dev, err := d.Open(t.Context(), c, h.Underlay, "identity")
+		if err == nil {
+			err = dev.Close()
+		}
+		return err
+	})
 }
 
 func TestForeignMeshTunnelIsNamedAndOthersAreServed(t *testing.T) {
@@ -107,29 +129,6 @@ func TestModeChangesUnderTraffic(t *testing.T) {
 	}
 	if strings.Contains(a.State(t), "fgre-") {
 		t.Errorf("devices of mesh mode are still there%s", a.State(t))
-	}
-}
-
-func TestNetworksMustAgreeOnTheSharedDevice(t *testing.T) {
-	a, _, c := hosts(t, `{"Type":"gre","Key":7}`, backendtest.Families{V4: true})
-	a.Open(t)
-	a.Sync(t)
-	second := c.Config
-	second.Backend.Raw = json.RawMessage(`{"Type":"gre","Key":8,"Checksum":true}`)
-	second.Ranges = nil
-	for _, r := range c.Config.Ranges {
-		r.Network = netip.MustParsePrefix("10.2.0.0/16")
-		second.Ranges = append(second.Ranges, r)
-	}
-	err := a.NS.Do(func() error {
-		dev, err := gre.Driver{Options: routed.Options{KeepOthers: true}}.Open(t.Context(), second, a.Underlay, "identity")
-		if err == nil {
-			dev.Close()
-		}
-		return err
-	})
-	if err == nil || !strings.Contains(err.Error(), "the same Checksum") {
-		t.Errorf("got %v", err)
 	}
 }
 
@@ -206,35 +205,39 @@ func TestMonitorsHearOthersOnly(t *testing.T) {
 // TestPacketsThatDoNotFitAreTold sends more than the tunnel takes through a
 // router that would have to cut it.
 func TestPacketsThatDoNotFitAreTold(t *testing.T) {
+	a, b, c := hosts(t, "", backendtest.Families{V4: true, V6: true})
 	for _, mode := range []string{"external", "mesh"} {
-		t.Run(mode, func(t *testing.T) {
-			a, b, c := hosts(t, fmt.Sprintf(`{"Type":"gre","Mode":%q,"Key":7}`, mode), backendtest.Families{V4: true, V6: true})
-			for _, h := range c.Hosts {
-				h.Open(t)
+		c.Config.Backend.Raw = fmt.Appendf(nil, `{"Type":"gre","Mode":%q,"Key":7}`, mode)
+		for _, h := range c.Hosts {
+			h.Open(t)
+		}
+		for _, h := range c.Hosts {
+			h.Sync(t, h.Peers()...)
+			netnstest.Run(t, h.NS, "ip", "link", "set", "pod0", "mtu", "1500")
+			netnstest.Run(t, h.Pod, "ip", "link", "set", "eth0", "mtu", "1500")
+		}
+		a.Reach(t, b)
+		for _, n := range b.Own.Subnets {
+			to := n.Addr().Next().Next().String()
+			out, err := a.Pod.Run(t.Context(), "ping", "-n", "-c", "2", "-i", "0.2", "-W", "1", "-M", "do", "-s", "1450", to)
+			if err == nil {
+				t.Errorf("%s, %s: a packet that cannot fit crosses: %s", mode, to, out)
 			}
-			for _, h := range c.Hosts {
-				h.Sync(t, h.Peers()...)
-				netnstest.Run(t, h.NS, "ip", "link", "set", "pod0", "mtu", "1500")
-				netnstest.Run(t, h.Pod, "ip", "link", "set", "eth0", "mtu", "1500")
+			// The host told the pod what fits.
+			out = netnstest.Run(t, a.Pod, "ip", "route", "get", to)
+			want := 1500 - 20 - 4 - 4
+			if n.Addr().Is6() {
+				want = 1500 - 40 - 4 - 4
 			}
-			a.Reach(t, b)
-			for _, n := range b.Own.Subnets {
-				to := n.Addr().Next().Next().String()
-				out, err := a.Pod.Run(t.Context(), "ping", "-n", "-c", "2", "-i", "0.2", "-W", "1", "-M", "do", "-s", "1450", to)
-				if err == nil {
-					t.Errorf("%s: a packet that cannot fit crosses: %s", to, out)
-				}
-				// The host said what fits: the next one is cut by the pod itself.
-				out = netnstest.Run(t, a.Pod, "ip", "route", "get", to)
-				want := 1500 - 20 - 4 - 4
-				if n.Addr().Is6() {
-					want = 1500 - 40 - 4 - 4
-				}
-				if !strings.Contains(out, fmt.Sprintf("mtu %d", want)) {
-					t.Errorf("the pod was not told that %d bytes fit: %s", want, out)
-				}
+			if !strings.Contains(out, fmt.Sprintf("mtu %d", want)) {
+				t.Errorf("%s: the pod was not told that %d bytes fit: %s", mode, want, out)
 			}
-		})
+			netnstest.Run(t, a.Pod, "ip", "route", "flush", "cache")
+			netnstest.Run(t, a.Pod, "ip", "-6", "route", "flush", "cache")
+		}
+		for _, h := range c.Hosts {
+			h.Device.Close()
+		}
 	}
 }
 

@@ -28,11 +28,11 @@ func isExternal(l *link.Link) bool {
 
 // external is what is GRE's own with one device for all peers: each route
 // tells it where to and by which key.
-func (d *Device) external() routed.Kind[header] {
+func (d *Device) external() routed.Kind[struct{}] {
 	flags := d.opts.flags()
-	return routed.Kind[header]{
+	return routed.Kind[struct{}]{
 		Type: Type, Parse: d.opts.parse, Ensure: d.ensure,
-		Route: func(t *routed.Tunnel, s *routed.Side[header]) link.Route {
+		Route: func(t *routed.Tunnel, s *routed.Side[struct{}]) link.Route {
 			return link.Route{Encap: link.Encap{Dst: s.Public, Src: t.Local, ID: d.opts.Key, TTL: outerTTL, Flags: flags}}
 		},
 		Ours: ours, Direct: d.opts.Direct,
@@ -54,7 +54,7 @@ func (h header) flags() (f link.EncapFlags) {
 }
 
 // ensure adopts, repairs, replaces or makes a tunnel's device, and switches it
-// on. It never demands sequence numbers: it has one counter for all peers.
+// on.
 func (d *Device) ensure(h *link.Handle, t *routed.Tunnel) error {
 	spec := link.GRE{External: true, V6: !t.Is4(), Checksum: d.opts.Checksum}
 	l, err := h.LinkByName(t.Name)

@@ -29,7 +29,7 @@ var _ backend.Driver = Driver{}
 // Device is one network's tunnels on this host: of each family one device for
 // all peers, or in mesh mode one for each peer.
 type Device struct {
-	*routed.Device[header]
+	*routed.Device[struct{}]
 	opts    options
 	tunnels []*routed.Tunnel // IPv4 first
 	mesh    *mesh            // nil: not in that mode
@@ -121,9 +121,9 @@ func (d *Device) Info() backend.Info {
 	return i
 }
 
-// parse reads a peer's lease.
-func (o options) parse(t *routed.Tunnel, l *subnet.Lease) (header, error) {
-	return parseData(t.Data(l), o.header)
+// parse refuses a peer whose packets would be others than ours.
+func (o options) parse(t *routed.Tunnel, l *subnet.Lease) (struct{}, error) {
+	return struct{}{}, checkData(t.Data(l), o.header)
 }
 
 // noGRE names what a kernel without GRE lacks.

@@ -18,41 +18,39 @@ import (
 // TestClassicTunnelIsAPeer has iproute2 make the other end, in every form that
 // a header can have.
 func TestClassicTunnelIsAPeer(t *testing.T) {
-	netnstest.NeedRoot(t)
-	needGRE(t)
-	for name, c := range map[string]struct{ fields, classic string }{
-		"Plain":      {`"x":0`, ""},
-		"Key":        {`"Key":4026531847`, "key 4026531847"},
-		"KeyZero":    {`"Key":0`, "key 0"},
-		"Everything": {`"Key":7,"Checksum":true,"Sequence":true`, "key 7 csum seq"},
+	a, b, cluster := hosts(t, "", backendtest.Families{V4: true, V6: true})
+	for _, c := range []struct{ fields, classic string }{
+		{``, ""},
+		{`,"Key":4026531847`, "key 4026531847"},
+		{`,"Key":0`, "key 0"},
+		{`,"Key":7,"Checksum":true,"Sequence":true`, "key 7 csum seq"},
 	} {
 		for _, mode := range []string{"external", "mesh"} {
-			t.Run(name+"/"+mode, func(t *testing.T) {
-				s := suite(t)
-				fields := strings.TrimPrefix(c.fields, `"x":0`)
-				s.Options = json.RawMessage(strings.Replace(fmt.Sprintf(`{"Type":"gre","Mode":%q,%s}`, mode, fields), ",}", "}", 1))
-				cluster := backendtest.NewCluster(t, s, backendtest.Families{V4: true, V6: true}, 2)
-				a, b := cluster.Hosts[0], cluster.Hosts[1]
-				a.Open(t)
-				for i, own := range a.Own.Subnets {
-					kind, dev, ttl := "gre", "classic4", "ttl"
-					if own.Addr().Is6() {
-						kind, dev, ttl = "ip6gre", "classic6", "hoplimit"
-					}
-					line := fmt.Sprintf("link add %s mtu 1400 up type %s local %s remote %s %s 64 %s", dev, kind, b.Underlay.Addrs[i], a.Underlay.Addrs[i], ttl, c.classic)
-					netnstest.Run(t, b.NS, "ip", strings.Fields(line)...)
-					netnstest.Run(t, b.NS, "ip", "route", "add", own.String(), "dev", dev)
+			for i, own := range a.Own.Subnets {
+				kind, dev, ttl := "gre", "classic4", "ttl"
+				if own.Addr().Is6() {
+					kind, dev, ttl = "ip6gre", "classic6", "hoplimit"
 				}
-				peer := b.Own
-				peer.Data = a.Own.Data
-				a.Sync(t, peer)
-				a.Reach(t, b)
-				b.Reach(t, a)
-				wait := a.StartPing(t, b.Own.Subnets[0], 50) // in order, too
-				if err := wait(); err != nil {
-					t.Error(err)
-				}
-			})
+				line := fmt.Sprintf("link add %s mtu 1400 up type %s local %s remote %s %s 64 %s", dev, kind, b.Underlay.Addrs[i], a.Underlay.Addrs[i], ttl, c.classic)
+				netnstest.Run(t, b.NS, "ip", strings.Fields(line)...)
+				netnstest.Run(t, b.NS, "ip", "route", "add", own.String(), "dev", dev)
+			}
+			cluster.Config.Backend.Raw = fmt.Appendf(nil, `{"Type":"gre","Mode":%q%s}`, mode, c.fields)
+			a.Open(t)
+			peer := b.Own
+			peer.Data = a.Own.Data
+			a.Sync(t, peer)
+			a.Reach(t, b)
+			b.Reach(t, a)
+			if err := a.StartPing(t, b.Own.Subnets[0], 20)(); err != nil { // in order, too
+				t.Error(err)
+			}
+			a.Cleanup(t)
+			if t.Failed() {
+				t.Fatalf("with %s", cluster.Config.Backend.Raw)
+			}
+			netnstest.Run(t, b.NS, "ip", "link", "del", "classic4")
+			netnstest.Run(t, b.NS, "ip", "link", "del", "classic6")
 		}
 	}
 }

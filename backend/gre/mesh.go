@@ -58,10 +58,10 @@ func meshName(h header, remote netip.Addr) string {
 func isMesh(l *link.Link) bool { return l.GRE != nil && strings.HasPrefix(l.Name, meshPrefix) }
 
 // kind is what is GRE's own with a device for each peer.
-func (m *mesh) kind() routed.Kind[header] {
-	return routed.Kind[header]{
+func (m *mesh) kind() routed.Kind[struct{}] {
+	return routed.Kind[struct{}]{
 		Type: Type, Parse: m.opts.parse, Ensure: m.ensure, Peers: m.serve,
-		Route: func(_ *routed.Tunnel, s *routed.Side[header]) link.Route {
+		Route: func(_ *routed.Tunnel, s *routed.Side[struct{}]) link.Route {
 			if dev := m.peers[s.Public]; dev != nil {
 				return link.Route{Link: dev.link.Index}
 			}
@@ -111,7 +111,7 @@ func (m *mesh) ensure(h *link.Handle, t *routed.Tunnel) error {
 }
 
 // serve makes the devices of all that are served be as they must.
-func (m *mesh) serve(ctx context.Context, t *routed.Tunnel, served iter.Seq[*routed.Side[header]]) error {
+func (m *mesh) serve(ctx context.Context, t *routed.Tunnel, served iter.Seq[*routed.Side[struct{}]]) error {
 	for remote, dev := range m.peers {
 		if remote.Is4() == t.Local.Is4() {
 			dev.wanted = false

@@ -9,8 +9,8 @@ import (
 	"github.com/flanneld/flanneld/subnet"
 )
 
-// header is what both ends of a tunnel must agree on: the optional fields of
-// the GRE header.
+// header is the optional fields of the GRE header. Both ends of a tunnel must
+// agree on all but Sequence, which nobody demands.
 type header struct {
 	Key      uint32
 	Keyed    bool // whether there is a Key on the wire

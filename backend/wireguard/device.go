@@ -40,6 +40,7 @@ type device struct {
 	publics []netip.Addr // of this host
 	private wg.Secret
 	public  wg.Key
+	newKey  bool      // nobody can have a session with it yet
 	socket  wg.Socket // of the process, if it is run by one
 	// userspaceOnly: the kernel's WireGuard is not to be used.
 	userspaceOnly bool
@@ -51,7 +52,7 @@ type device struct {
 
 	impl    implementation // nil: nobody yet
 	link    link.Link
-	made    bool              // anew, and nobody was told yet
+	lost    bool              // sessions that peers may believe in
 	entries map[wg.Key]*entry // the peers that it has, and is to have
 	round   uint              // of telling it peers
 	told    []*entry          // in this round
@@ -137,7 +138,7 @@ func (d *device) exist(ctx context.Context, h *link.Handle) (wg.State, error) {
 	if err := d.make(ctx, h); err != nil {
 		return wg.State{}, err
 	}
-	d.made = true
+	d.lost, d.newKey = !d.newKey, false
 	if d.link, err = h.LinkByName(d.name); err != nil {
 		return wg.State{}, err
 	}

@@ -314,6 +314,17 @@ func TestTakenPortIsNamed(t *testing.T) {
 	}
 }
 
+func TestKeepaliveShakesHandsByItself(t *testing.T) {
+	c, p := cluster(t, `{"Type":"wireguard","PersistentKeepaliveInterval":1}`, ipv4, 2)
+	up(t, c)
+	for p.read(t, c.Hosts[0], "flannel-wg").Peers[0].Handshake.IsZero() && t.Context().Err() == nil {
+		time.Sleep(20 * time.Millisecond)
+	}
+	if got := p.read(t, c.Hosts[0], "flannel-wg").Peers[0].Keepalive; got != time.Second {
+		t.Errorf("keepalive every %v", got)
+	}
+}
+
 func TestChangedModeLeavesNoDevice(t *testing.T) {
 	c, _ := cluster(t, "", dual, 2)
 	up(t, c)
@@ -338,8 +349,20 @@ func TestChangedModeLeavesNoDevice(t *testing.T) {
 		if there := err == nil; there != (mode == "separate") {
 			t.Errorf("%s: flannel-wg-v6 is there: %v", mode, there)
 		}
-		a.Reach(t, b)
-		b.Reach(t, a)
+		meet(t, a, b)
+		meet(t, b, a)
+	}
+}
+
+// meet waits until a host reaches another. Where both begin with a handshake at
+// the same moment, the next is after 5 s.
+func meet(t *testing.T, a, b *backendtest.Host) {
+	t.Helper()
+	for _, s := range b.Own.Subnets {
+		to := s.Addr().Next().Next().String()
+		if out, err := a.Pod.Run(t.Context(), "ping", "-n", "-i", "0.2", "-c", "1", "-w", "8", to); err != nil {
+			t.Errorf("%s: %v: %s", to, err, out)
+		}
 	}
 }
 

@@ -14,16 +14,16 @@ import (
 // loadKey returns the private key in a file, which flannel may have written,
 // or makes one and writes it, for root alone. A file that others can read is
 // closed to them.
-func loadKey(path string) (wg.Secret, error) {
-	k, err := readKey(path)
+func loadKey(path string) (k wg.Secret, isNew bool, err error) {
+	k, err = readKey(path)
 	if errors.Is(err, fs.ErrNotExist) {
-		k = wg.NewSecret()
+		k, isNew = wg.NewSecret(), true
 		err = writeKey(path, k)
 	}
 	if err != nil {
-		return wg.Secret{}, fmt.Errorf("WireGuard key: %w", err)
+		return wg.Secret{}, false, fmt.Errorf("WireGuard key: %w", err)
 	}
-	return k, nil
+	return k, isNew, nil
 }
 
 func readKey(path string) (wg.Secret, error) {

@@ -85,7 +85,7 @@ func (d *device) apply(ctx context.Context) error {
 	if err := d.impl.Write(ctx, c); err != nil {
 		return err
 	}
-	d.made = false
+	d.lost = false
 	d.writes += uint64(len(c.Set) + len(c.Remove))
 	for i, e := range fresh {
 		e.has, e.fresh = &c.Set[i], false
@@ -152,9 +152,10 @@ func isPublic(a netip.Addr) bool { return !a.IsPrivate() && !a.IsLinkLocalUnicas
 
 // greet shakes hands with those who have to be told that a session of theirs
 // is over, and would find out after 15 s only: everybody if the device was made
-// anew, and peers whose key is another now, since they may have tried already.
-// Switching keepalives on sends one. Other peers speak when they have something
-// to say.
+// anew with a key that they know, and peers whose key is another now, since they
+// may have tried already. Switching keepalives on sends one. Others speak when
+// they have something to say: where both ends begin at once, each forgets its
+// own handshake over the other's, and the next is after 5 s.
 func (d *device) greet(ctx context.Context, c wg.Change) error {
 	if d.opts.Keepalive != 0 {
 		return nil // that greets too
@@ -170,7 +171,7 @@ func (d *device) greet(ctx context.Context, c wg.Change) error {
 	var hello wg.Change
 	for _, p := range c.Set {
 		again := func(n netip.Prefix) bool { return former[n] }
-		if len(hello.Set) < mostGreeted && d.entries[p.Key].has == nil && (d.made || slices.ContainsFunc(p.Allowed, again)) {
+		if len(hello.Set) < mostGreeted && d.entries[p.Key].has == nil && (d.lost || slices.ContainsFunc(p.Allowed, again)) {
 			p.Keepalive = time.Second
 			hello.Set = append(hello.Set, p)
 		}

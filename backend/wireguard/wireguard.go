@@ -82,7 +82,7 @@ func (drv Driver) Open(ctx context.Context, n subnet.Config, u backend.Underlay,
 	if err := d.plan(n, u, opts); err != nil {
 		return nil, err
 	}
-	private, err := loadKey(cmp.Or(drv.KeyFile, DefaultKeyFile))
+	private, isNew, err := loadKey(cmp.Or(drv.KeyFile, DefaultKeyFile))
 	if err != nil {
 		return nil, err
 	}
@@ -91,7 +91,7 @@ func (drv Driver) Open(ctx context.Context, n subnet.Config, u backend.Underlay,
 		return nil, err
 	}
 	for _, dev := range d.devices {
-		dev.private, dev.public, dev.userspaceOnly = private, public, drv.Userspace
+		dev.private, dev.public, dev.newKey, dev.userspaceOnly = private, public, isNew, drv.Userspace
 		dev.socket = wg.Socket{Path: drv.socket(dev.name)}
 		if dev.ns, err = netns.Current(); err != nil {
 			d.close()

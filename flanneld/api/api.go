@@ -110,7 +110,8 @@ type Probe struct {
 	Message string        `json:"message,omitempty"`
 	RTT     time.Duration `json:"rtt_ns,omitempty"`
 	MTU     int           `json:"mtu,omitempty"` // the largest packet that passed
-	// TCP is works or fails, empty if it was not tried.
+	// TCP is works, fails or filtered (a firewall there drops the port of the
+	// test), empty if it was not tried.
 	TCP string `json:"tcp,omitempty"`
 	// Plain says whether packets pass without encapsulation: passes, fails,
 	// elsewhere (not on the same link), empty if that was not tried.

@@ -28,7 +28,7 @@ import (
 // Cleanup removes everything of ours from this host and nothing else. It
 // refuses while a daemon runs here.
 func Cleanup(ctx context.Context, cfg *config.Config, log *slog.Logger) error {
-	lock, err := lockHost(config.StateDir)
+	lock, err := lockHost(ctx, config.StateDir)
 	if err != nil {
 		return err
 	}

@@ -42,7 +42,7 @@ func IsConfig(err error) bool {
 // working, and an error when going on makes no sense (see IsTaken, IsConfig).
 func Run(ctx context.Context, cfg *config.Config, version string, log *slog.Logger) error {
 	started := time.Now()
-	lock, err := lockHost(config.StateDir)
+	lock, err := lockHost(ctx, config.StateDir)
 	if err != nil {
 		return err
 	}

@@ -15,6 +15,7 @@ import (
 	"github.com/flanneld/flanneld/flanneld/api"
 	"github.com/flanneld/flanneld/flanneld/config"
 	"github.com/flanneld/flanneld/kernel/iptables"
+	"github.com/flanneld/flanneld/probe"
 	"github.com/flanneld/flanneld/subnet"
 )
 
@@ -35,17 +36,17 @@ func TestLatestGivesTheNewest(t *testing.T) {
 
 func TestOneDaemonPerHost(t *testing.T) {
 	dir := filepath.Join(t.TempDir(), "run")
-	first, err := lockHost(dir)
+	first, err := lockHost(t.Context(), dir)
 	if err != nil {
 		t.Fatal(err)
 	}
-	if _, err := lockHost(dir); !errors.Is(err, ErrRunning) || !strings.Contains(err.Error(), "stop it first") {
+	if _, err := lockHost(t.Context(), dir); !errors.Is(err, ErrRunning) || !strings.Contains(err.Error(), "stop it first") {
 		t.Errorf("a second daemon: %v", err)
 	}
 	if err := first.Close(); err != nil {
 		t.Fatal(err)
 	}
-	again, err := lockHost(dir)
+	again, err := lockHost(t.Context(), dir)
 	if err != nil {
 		t.Fatalf("after a crash: %v", err)
 	}
@@ -185,6 +186,13 @@ func TestVerdictSaysWhy(t *testing.T) {
 		"host not ready": {func(n *network) { n.hostErr = errors.New("read-only file system") }, api.Degraded, "read-only file system"},
 		"attachments":    {func(n *network) { n.kernel.containers = &attachments{err: errors.New("bridge cni0")} }, api.Degraded, "bridge cni0"},
 		"CNI not there":  {func(n *network) { n.cniErr = errors.New("no plugins") }, api.Degraded, "--cni-install: no plugins"},
+		"offload":        {func(n *network) { n.offErr = errors.New("--fix-offload: no") }, api.Degraded, "--fix-offload: no"},
+		"a tunnel": {func(n *network) {
+			n.probes.list = []*probed{{lease: probeLease(2), result: probe.Result{Paths: []probe.Path{{Verdict: probe.Unreachable, Message: "host2: a firewall?"}}}}}
+		}, api.Degraded, "host2: a firewall?"},
+		"a peer that is down": {func(n *network) {
+			n.probes.list = []*probed{{lease: probeLease(2), result: probe.Result{Paths: []probe.Path{{Verdict: probe.Down, Message: "host2: is down"}}}}}
+		}, api.OK, ""},
 		"worst decides": {func(n *network) {
 			n.syncErr, n.storeErr = errors.New("a"), errors.New("b")
 		}, api.Down, "a"},
@@ -212,6 +220,7 @@ func healthy() *network {
 	n := &network{
 		cfg: &config.Config{}, log: slog.New(slog.DiscardHandler), viewed: true, opened: c,
 		kernel: &kernel{forward: &iptables.Forward{}}, device: quietDevice{}, lease: &subnet.Lease{}, unserved: map[string]string{},
+		probes: newProbes(slog.New(slog.DiscardHandler)),
 	}
 	n.view.Config = c
 	return n

@@ -166,8 +166,8 @@ func TestReadinessIsHonest(t *testing.T) {
 		readyz  int
 		says    string
 	}{
-		"all well":           {api.Status{Verdict: api.OK}, 200, 200, "ok"},
-		"etcd away":          {api.Status{Verdict: api.Degraded, Reasons: []string{"etcd is out of reach"}}, 200, 200, "degraded: etcd is out of reach"},
+		"all well":  {api.Status{Verdict: api.OK}, 200, 200, "ok"},
+		"etcd away": {api.Status{Verdict: api.Degraded, Reasons: []string{"etcd is out of reach"}}, 200, 200, "degraded: etcd is out of reach"},
 		"a tunnel is broken": {api.Status{Verdict: api.Degraded, Reasons: []string{"host2: a firewall?"}, Peers: []api.Peer{
 			{Node: "host2", Probes: []api.Probe{{Addr: netip.MustParseAddr("10.1.2.0"), Verdict: "unreachable", Message: "host2: a firewall?"}}},
 			{Probes: []api.Probe{{Addr: netip.MustParseAddr("10.1.3.0"), Verdict: "ok", RTT: 310 * time.Microsecond, MTU: 1450, TCP: "works", Plain: "passes"}}},

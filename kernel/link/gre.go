@@ -21,9 +21,12 @@ type GRE struct {
 	Local, Remote netip.Addr // zero: any
 	Key           uint32
 	Keyed         bool // whether there is a Key on the wire
-	// Checksum and Sequence are sent, and demanded of what arrives. An external
-	// device sends what the route says.
-	Checksum, Sequence bool
+	// Checksum is sent, and demanded of what arrives. An external device sends
+	// what the route says.
+	Checksum bool
+	// Sequence numbers are sent. They are not demanded: an end that is made
+	// again counts from 0, and the other would drop all until it is even.
+	Sequence bool
 	TTL                uint8 // of packets on the underlay; 0: that of the packet inside
 	// Special: it has something that this type does not tell (another key in
 	// than out, UDP around it, an interface it is bound to, don't-fragment set
@@ -93,23 +96,23 @@ func (h *Handle) AddGRE(name string, mtu int, g GRE) error {
 }
 
 func addGRE(b *nlbatch.Batch, g *GRE) {
-	out := uint16(0)
+	in := uint16(0)
 	if g.Checksum {
-		out |= greChecksum
-	}
-	if g.Sequence {
-		out |= greSequence
+		in |= greChecksum
 	}
 	if g.Keyed {
-		out |= greKey
+		in |= greKey
 		var raw [greKeyLen]byte
 		binary.BigEndian.PutUint32(raw[:], g.Key)
 		b.Bytes(greIKey, raw[:])
 		b.Bytes(greOKey, raw[:])
 	}
 	var raw [greFlagLen]byte
-	binary.BigEndian.PutUint16(raw[:], out)
+	binary.BigEndian.PutUint16(raw[:], in)
 	b.Bytes(greIFlags, raw[:])
+	if g.Sequence {
+		binary.BigEndian.PutUint16(raw[:], in|greSequence)
+	}
 	b.Bytes(greOFlags, raw[:])
 	if g.External {
 		b.Bytes(greCollectMetadata, nil)
@@ -162,14 +165,14 @@ func parseGRE(kind string, info []byte) *GRE {
 			g.Special = g.Special || u32(data) != 0
 		}
 	}
-	g.Checksum, g.Sequence, g.Keyed = in&greChecksum != 0, in&greSequence != 0, in&greKey != 0
+	g.Checksum, g.Sequence, g.Keyed = in&greChecksum != 0, out&greSequence != 0, in&greKey != 0
 	if g.External {
-		return &GRE{V6: g.V6, External: true, Checksum: g.Checksum, Sequence: g.Sequence}
+		return &GRE{V6: g.V6, External: true, Checksum: g.Checksum, Sequence: g.Sequence, Special: in&greSequence != 0}
 	}
 	if g.Keyed {
 		g.Key = inKey
 	}
-	g.Special = g.Special || in != out || inKey != outKey
+	g.Special = g.Special || in != out&^greSequence || inKey != outKey
 	for _, a := range []*netip.Addr{&g.Local, &g.Remote} {
 		if a.IsUnspecified() {
 			*a = netip.Addr{}

@@ -74,7 +74,7 @@ func TestForeignGREDeviceIsSpecial(t *testing.T) {
 	for i, args := range []string{
 		"gre local 192.168.77.1 remote 192.168.77.2", // don't fragment
 		"gre local 192.168.77.1 remote 192.168.77.2 nopmtudisc ikey 1 okey 2",
-		"gre local 192.168.77.1 remote 192.168.77.2 nopmtudisc iseq",
+		"gre local 192.168.77.1 remote 192.168.77.2 nopmtudisc seq",
 		"gre local 192.168.77.1 remote 192.168.77.2 nopmtudisc dev eth0",
 		"gre local 192.168.77.1 remote 192.168.77.2 nopmtudisc tos 4",
 		"ip6gre local fd77::1 remote fd77::2", // an option that limits nesting

@@ -8,6 +8,7 @@ import (
 	"io"
 	"io/fs"
 	"net"
+	"slices"
 	"syscall"
 	"time"
 )
@@ -40,8 +41,33 @@ func (s Socket) Read(ctx context.Context) (State, error) {
 	return out, nil
 }
 
+// peersPerRequest bounds how long a request takes: each new peer costs the
+// process a computation.
+const peersPerRequest = 256
+
 // Write applies a change. On an error part of it may have been applied.
 func (s Socket) Write(ctx context.Context, c Change) error {
+	set, remove := c.Set, c.Remove
+	c.Set, c.Remove = nil, nil
+	if c.Private != nil || c.Port != nil || c.Mark != nil {
+		if err := s.write(ctx, c); err != nil {
+			return err
+		}
+	}
+	for peers := range slices.Chunk(set, peersPerRequest) {
+		if err := s.write(ctx, Change{Set: peers}); err != nil {
+			return err
+		}
+	}
+	for keys := range slices.Chunk(remove, peersPerRequest) {
+		if err := s.write(ctx, Change{Remove: keys}); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+func (s Socket) write(ctx context.Context, c Change) error {
 	err := s.ask(ctx, func(conn net.Conn) error {
 		w := bufio.NewWriter(conn)
 		_, _ = w.WriteString("set=1\n")

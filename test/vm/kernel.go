@@ -41,7 +41,7 @@ func findKernel(ctx context.Context, cache string, out io.Writer) (kernel, error
 	}
 	defer os.RemoveAll(tmp)
 	if err := fetch(ctx, tmp, out); err != nil {
-		return kernel{}, fmt.Errorf("Debian's kernel: %w", err)
+		return kernel{}, fmt.Errorf("fetch Debian's kernel: %w", err)
 	}
 	if err := os.Rename(filepath.Join(tmp, "kernel"), filepath.Join(cache, "kernel")); err != nil {
 		if k, other := inCache(cache); other == nil {

@@ -17,8 +17,8 @@ func suite() []entry {
 		{pkg: "backend/...", why: "GRE, IPIP, WireGuard, dummy links; VXLAN under the kernel that users have"},
 		{pkg: "kernel/link", skip: "Monitor|Unplugged", why: "device kinds that other kernels lack; netlink of an older kernel; what watches the clock fails where all is slow"},
 		{pkg: "kernel/nft", why: "what an older nf_tables refuses"},
-		{pkg: "kernel/iptables", tests: "Contract/^legacy$/^(nothing|pods|tunnel_packets|rules|removal|a_second)|Legacy", without: "nf_tables",
-			why: "iptables in modules; one test of each kind, the others wait for packets that must not come"},
+		{pkg: "kernel/iptables", tests: "Contract/^legacy$/^(nothing|pods_are|removal|a_second)|Legacy", without: "nf_tables",
+			why: "iptables in modules; without those that wait for packets that must not come: test/e2e sends some"},
 		{pkg: "test/e2e", tests: "Nftables", without: "nf_tables", why: "whole hosts without nftables"},
 	}
 }
