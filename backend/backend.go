@@ -72,6 +72,7 @@ type Peer struct {
 // where both hosts are on one link.
 type Way uint8
 
+// Ways.
 const (
 	WayUnknown Way = iota // nobody knows yet: as it is, the tunnel if it is neither
 	WayTunnel             // through the tunnel

@@ -48,7 +48,7 @@ func checkData(raw []byte, own header) error {
 	case h.Keyed != own.Keyed || h.Key != own.Key:
 		return fmt.Errorf("%s is not this network's %s: give both hosts one configuration", h.key(), own.key())
 	case h.Checksum != own.Checksum:
-		return fmt.Errorf("Checksum %t is not this network's %t: give both hosts one configuration", h.Checksum, own.Checksum)
+		return fmt.Errorf("its Checksum is %t, this network's %t: give both hosts one configuration", h.Checksum, own.Checksum)
 	}
 	return nil
 }

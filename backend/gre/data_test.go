@@ -39,7 +39,7 @@ func TestOtherDataIsRefusedWithWhatIsWrong(t *testing.T) {
 		`{"Key":7.5}`:               "must be as in",
 		`{"Key":null}`:              "no Key is not this network's Key 7",
 		`{"Key":8}`:                 "Key 8 is not this network's Key 7",
-		`{"Key":7,"Checksum":true}`: "Checksum true is not this network's false",
+		`{"Key":7,"Checksum":true}`: "its Checksum is true, this network's false",
 		`{"Key":7` + strings.Repeat(" ", 5000) + `}`: "5009 bytes",
 	} {
 		if err := checkData([]byte(text), own); err == nil || !strings.Contains(err.Error(), want) {

@@ -101,11 +101,7 @@ type ovs struct {
 
 func newOVS(t *testing.T, h *backendtest.Host) ovs {
 	t.Helper()
-	dir, err := os.MkdirTemp("", "ovs") // short: sockets are in it
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() { os.RemoveAll(dir) })
+	dir := t.TempDir()
 	o := ovs{h, dir}
 	db := filepath.Join(dir, "conf.db")
 	o.run(t, "ovsdb-tool", "create", db, "/usr/share/openvswitch/vswitch.ovsschema")

@@ -37,4 +37,3 @@ func TestMetricsAreDistinctAndNeverZero(t *testing.T) {
 		}
 	}
 }
-

@@ -227,7 +227,7 @@ func (d *Device[D]) take(p *peer[D]) (clash error) {
 		}
 		if d.kind.Claim != "" {
 			if other := t.data[s.Data]; other != nil {
-				clash = errors.Join(clash, fmt.Errorf("%s %v is that of %s, which was there first: one of the two is a clone, delete its device and restart its daemon", d.kind.Claim, s.Data, other.lease.Key))
+				clash = errors.Join(clash, fmt.Errorf("%s %v is that of %s, which was there first: one of the two is a clone, %s and restart its daemon", d.kind.Claim, s.Data, other.lease.Key, d.kind.Cure))
 				continue
 			}
 			t.data[s.Data] = p

@@ -24,9 +24,9 @@ type Kind[D comparable] struct {
 	// Parse reads what a lease, which may be hostile, tells the tunnel; nil:
 	// it tells nothing.
 	Parse func(t *Tunnel, l *subnet.Lease) (D, error)
-	// Claim names D for people where no two peers may have the same; "": they
-	// may.
-	Claim string
+	// Claim names D for people where no two peers may have the same, and Cure
+	// tells what to do on one of the two if they have; "": they may.
+	Claim, Cure string
 	// Ensure makes the tunnel's device be as it must (adopts, repairs, replaces
 	// or makes it), with t.Own as its address, and sets t.Index. Without a
 	// change it does not write. Nil: there are no devices.
@@ -57,6 +57,7 @@ type Kind[D comparable] struct {
 // Direct is when a tunnel is bypassed.
 type Direct uint8
 
+// When.
 const (
 	Never  Direct = iota
 	ByWay         // as the peer's backend.Way says

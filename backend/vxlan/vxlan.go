@@ -72,7 +72,7 @@ func (drv Driver) Open(ctx context.Context, n subnet.Config, u backend.Underlay,
 func (d *Device) kind() routed.Kind[link.MAC] {
 	return routed.Kind[link.MAC]{
 		Type:  Type,
-		Claim: "VtepMAC",
+		Claim: "VtepMAC", Cure: "delete its device",
 		Parse: func(t *routed.Tunnel, l *subnet.Lease) (link.MAC, error) {
 			return parseData(t.Data(l), d.opts.VNI, d.vteps[t.At].mac)
 		},

@@ -146,7 +146,7 @@ func (d *Device) of(t *routed.Tunnel) *device { return d.devices[min(t.At, len(d
 func (d *Device) kind() routed.Kind[wg.Key] {
 	return routed.Kind[wg.Key]{
 		Type:  Type,
-		Claim: "PublicKey",
+		Claim: "PublicKey", Cure: "remove its key file",
 		Parse: func(t *routed.Tunnel, l *subnet.Lease) (wg.Key, error) {
 			return parseData(t.Data(l), d.of(t).public)
 		},

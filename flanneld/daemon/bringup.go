@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"maps"
 	"net/netip"
+	"os"
 	"reflect"
 	"slices"
 	"strings"
@@ -38,7 +39,7 @@ func drivers(own *link.Own) map[string]backend.Driver {
 		ipip.Type:      ipip.Driver{Options: o},
 		udp.Type:       udp.Driver{Options: o},
 		vxlan.Type:     vxlan.Driver{Options: o},
-		wireguard.Type: wireguard.Driver{Options: o},
+		wireguard.Type: wireguard.Driver{Options: o, KeyFile: os.Getenv("WIREGUARD_KEY_FILE")}, // flannel's variable
 	}
 }
 

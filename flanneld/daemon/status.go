@@ -62,12 +62,16 @@ func (n *network) status(now time.Time) api.Status {
 
 func (n *network) networkStatus() *api.Network {
 	info := n.device.Info()
+	driver := n.opened.Backend.Type
+	if info.Note != "" {
+		driver += " (" + info.Note + ")"
+	}
 	w := &api.Network{
 		Name:       "default",
 		Subnets:    n.lease.Subnets,
 		PublicIPs:  n.lease.PublicIPs,
 		Underlay:   n.underlay.Link,
-		Driver:     n.opened.Backend.Type,
+		Driver:     driver,
 		Device:     info.Link,
 		MTU:        info.MTU,
 		Masquerade: n.cfg.IPMasq,

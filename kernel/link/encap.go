@@ -20,6 +20,7 @@ type Encap struct {
 // EncapFlags is a set of fields that the packets carry.
 type EncapFlags uint16
 
+// What packets may carry.
 const (
 	EncapChecksum EncapFlags = 1 << 0
 	EncapKey      EncapFlags = 1 << 2

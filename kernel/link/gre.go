@@ -27,7 +27,7 @@ type GRE struct {
 	// Sequence numbers are sent. They are not demanded: an end that is made
 	// again counts from 0, and the other would drop all until it is even.
 	Sequence bool
-	TTL                uint8 // of packets on the underlay; 0: that of the packet inside
+	TTL      uint8 // of packets on the underlay; 0: that of the packet inside
 	// Special: it has something that this type does not tell (another key in
 	// than out, UDP around it, an interface it is bound to, don't-fragment set
 	// whatever the packet inside says, …).

@@ -57,6 +57,7 @@ func paths() []path {
 	all := []path{
 		{"flannel's VXLAN objects, no rules", func(ctx context.Context, p *pair) error { return flannelObjects(ctx, p, false) }},
 		{"flannel's VXLAN objects and rules", func(ctx context.Context, p *pair) error { return flannelObjects(ctx, p, true) }},
+		{"VXLAN objects with collected metadata, no rules", metadataObjects},
 		{"flannel's host-gw routes and rules", flannelRoutes},
 		{"flannel's udp loop, no rules", flannelUDP},
 	}
@@ -208,6 +209,28 @@ func flannelObjects(ctx context.Context, p *pair, withRules bool) error {
 		}
 		if err == nil && withRules {
 			err = p.flannelRules(ctx, i)
+		}
+		if err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// metadataObjects are the other layout that speaks to flannel's: one device
+// whose routes tell the outer destination, without forwarding entries.
+func metadataObjects(ctx context.Context, p *pair) error {
+	for i := range 2 {
+		err := p.lines(ctx, i, `
+			ip link add flannel.1 up mtu 1450 address OURMAC type vxlan external vnifilter dstport 8472 nolearning
+			bridge vni add vni 1 dev flannel.1
+			ip addr add OWN/32 dev flannel.1
+			ip neigh add PEER lladdr THEIRMAC dev flannel.1 nud permanent
+			ip route add PEERNET encap ip id 1 src HERE dst THERE via PEER dev flannel.1 onlink
+			ip link set cni0 mtu 1450
+			ip link set veth0 mtu 1450`)
+		if err == nil {
+			err = run(ctx, p.pods[i], "ip link set eth0 mtu 1450")
 		}
 		if err != nil {
 			return err
