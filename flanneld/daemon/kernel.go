@@ -113,7 +113,7 @@ func (n *network) prepareHost(ctx context.Context) error {
 	devices := links(info)
 	k.host = host.Options{
 		Underlay: n.underlay.Link, Tunnels: devices, Bridges: []string{bridgeName},
-		Patterns: []string{vethPattern}, Modules: []string{"vxlan"},
+		Patterns: []string{vethPattern},
 	}
 	for _, is4 := range families(n.opened) {
 		k.host.IPv4, k.host.IPv6 = k.host.IPv4 || is4, k.host.IPv6 || !is4

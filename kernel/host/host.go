@@ -32,9 +32,6 @@ type Options struct {
 	// Patterns name more links that network managers must leave alone, in
 	// their own notation ("veth-fl*"). Tunnels and Bridges are included.
 	Patterns []string
-	// Modules are kernel modules that are loaded if missing, by Setup only.
-	// "br_netfilter" is included if there are Bridges.
-	Modules []string
 }
 
 // Setup makes the host ready: whole state, idempotent. It returns what it

@@ -92,23 +92,19 @@ func (s *setup) run(ctx context.Context, args ...string) {
 	}
 }
 
-// modules loads what is missing. A kernel that has a thing built in shows it
-// in one of two places.
+// modules loads br_netfilter, for the bridges, where it is missing: the one
+// module that the kernel does not load by itself. A kernel that has it built
+// in shows it in one of two places.
 func (s *setup) modules(ctx context.Context) {
-	want := s.o.Modules
-	if len(s.o.Bridges) > 0 {
-		want = append([]string{"br_netfilter"}, want...)
+	const m = "br_netfilter"
+	if len(s.o.Bridges) == 0 || s.exists("sys/module/"+m) || s.exists("proc/sys/net/bridge") {
+		return
 	}
-	for _, m := range want {
-		if s.exists("sys/module/"+m) || m == "br_netfilter" && s.exists("proc/sys/net/bridge") {
-			continue
-		}
-		if _, err := exec.LookPath("modprobe"); err != nil || !s.exists("lib/modules") {
-			continue // nothing to load from
-		}
-		before := len(s.errs)
-		if s.run(ctx, "modprobe", m); len(s.errs) == before {
-			s.changes = append(s.changes, change{Name: "loaded kernel module " + m})
-		}
+	if _, err := exec.LookPath("modprobe"); err != nil || !s.exists("lib/modules") {
+		return // nothing to load from
+	}
+	before := len(s.errs)
+	if s.run(ctx, "modprobe", m); len(s.errs) == before {
+		s.changes = append(s.changes, change{Name: "loaded kernel module " + m})
 	}
 }
