@@ -1,9 +1,11 @@
 #!/bin/sh
 # flannel.sh FILE: builds flannel itself, which tests run beside ours, from its
 # Go module. Its drivers for clouds are left out: some of their modules cannot
-# be had any more. Does nothing if FILE is there.
+# be had any more. It needs a C compiler, for the udp backend. Does nothing if
+# FILE is there.
 set -eu
 file=${1:?usage: flannel.sh FILE}
+case $file in /*) ;; *) file=$PWD/$file ;; esac
 version=v0.28.4
 [ ! -x "$file" ] || exit 0
 dir=$(mktemp -d)
@@ -13,7 +15,7 @@ module=$(GOFLAGS=-mod=mod go mod download -json "github.com/flannel-io/flannel@$
 cp -r "$module/." src
 chmod -R u+w src
 cd src
-sed -i '/backend\/tencentvpc"/d; /backend\/udp"/d' main.go
-CGO_ENABLED=0 go build -mod=mod -trimpath -buildvcs=false -ldflags '-s -w' -o "$dir/flannel" .
+sed -i '/backend\/tencentvpc"/d' main.go
+CGO_ENABLED=1 go build -mod=mod -trimpath -buildvcs=false -ldflags '-s -w' -o "$dir/flannel" .
 mkdir -p "$(dirname "$file")"
 mv "$dir/flannel" "$file"

@@ -101,7 +101,7 @@ func (d *Device[D]) update(now []backend.Peer) []change[D] {
 // parse reads the lease of p, whose sides are zero.
 func (d *Device[D]) parse(p *peer[D]) {
 	l := p.lease
-	if l.Type != d.kind.Type {
+	if l.Type != d.kind.Type && (l.Type != "" || !d.kind.Untyped) {
 		p.err = fmt.Errorf("backend type %q is not %s: give both hosts one configuration", Clip(l.Type), d.kind.Type)
 		return
 	}

@@ -21,6 +21,8 @@ import (
 // called by Open and Sync only.
 type Kind[D comparable] struct {
 	Type string // of the backend, in leases
+	// Untyped: leases that tell no type are of this kind too.
+	Untyped bool
 	// Parse reads what a lease, which may be hostile, tells the tunnel; nil:
 	// it tells nothing.
 	Parse func(t *Tunnel, l *subnet.Lease) (D, error)

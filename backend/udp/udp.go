@@ -88,7 +88,7 @@ func (drv Driver) Open(ctx context.Context, n subnet.Config, u backend.Underlay,
 		return nil, err
 	}
 	d.Device, err = routed.Open(routed.Kind[struct{}]{
-		Type:     Type,
+		Type: Type, Untyped: true, // flannel's udp tells none
 		Ensure:   d.ensure,
 		Peers:    d.tell,
 		Ours:     ours,

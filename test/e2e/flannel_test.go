@@ -64,7 +64,7 @@ func TestFlannelIsAPeer(t *testing.T) {
 	need(t, "iptables")
 	file := flannel(t)
 	for name, config := range map[string]string{"IPv4": ipv4, "dual stack": dual,
-		"host-gw": configOf("host-gw", ""), "host-gw, dual stack": strings.Replace(dual, "vxlan", "host-gw", 1)} {
+		"udp": configOf("udp", ""), "host-gw": configOf("host-gw", ""), "host-gw, dual stack": strings.Replace(dual, "vxlan", "host-gw", 1)} {
 		t.Run(name, func(t *testing.T) {
 			c := newCluster(t, 3, config)
 			p := &peer{c: c, host: c.host(3), file: file}
