@@ -54,7 +54,7 @@ func eachRoute(formats ...string) func(*backendtest.Host, subnet.Lease) []string
 }
 
 func suite(t *testing.T) backendtest.Suite {
-	dir := t.TempDir()
+	dir := backendtest.Dir(t)
 	return backendtest.Suite{
 		Driver: func() backend.Driver { return udp.Driver{Dir: dir} },
 		Type:   "udp",

@@ -28,7 +28,7 @@ func cluster(t *testing.T, hosts int) (c *backendtest.Cluster, dir string) {
 	t.Helper()
 	netnstest.NeedRoot(t)
 	s := suite(t)
-	dir = t.TempDir()
+	dir = backendtest.Dir(t)
 	s.Driver = func() backend.Driver { return udp.Driver{Dir: dir} }
 	return backendtest.NewCluster(t, s, onlyIPv4, hosts), dir
 }
@@ -206,7 +206,7 @@ func TestSomebodyElsesDeviceIsLeftAlone(t *testing.T) {
 	h := c.Hosts[0]
 	netnstest.Run(t, h.NS, "ip", "link", "add", "flannel0", "type", "bridge")
 	err := h.NS.Do(func() error {
-		_, err := udp.Driver{Dir: t.TempDir()}.Open(t.Context(), c.Config, h.Underlay, "")
+		_, err := udp.Driver{Dir: backendtest.Dir(t)}.Open(t.Context(), c.Config, h.Underlay, "")
 		return err
 	})
 	if err == nil || !strings.Contains(err.Error(), "ip link del flannel0") {
@@ -228,7 +228,7 @@ func TestATakenPortIsSaid(t *testing.T) {
 	}
 	defer conn.Close()
 	err = h.NS.Do(func() error {
-		_, err := udp.Driver{Dir: t.TempDir()}.Open(t.Context(), c.Config, h.Underlay, "")
+		_, err := udp.Driver{Dir: backendtest.Dir(t)}.Open(t.Context(), c.Config, h.Underlay, "")
 		return err
 	})
 	if err == nil || !strings.Contains(err.Error(), "192.168.77.1:8285/udp") || !strings.Contains(err.Error(), "another Port") {

@@ -90,7 +90,7 @@ func routes(formats ...string) func(h *backendtest.Host, peer subnet.Lease) []st
 }
 
 func suite(t *testing.T, drv wireguard.Driver) backendtest.Suite {
-	dir := t.TempDir()
+	dir := backendtest.Dir(t)
 	return backendtest.Suite{
 		Many:   many(t),
 		Driver: func() backend.Driver { return perHost{drv, dir} },

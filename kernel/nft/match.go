@@ -167,9 +167,11 @@ func toThisHost() match {
 	}
 }
 
-func drop() match  { return match{&expr.Counter{}, &expr.Verdict{Kind: expr.VerdictDrop}} }
-func leave() match { return match{&expr.Verdict{Kind: expr.VerdictReturn}} }
-func masq() match  { return match{&expr.Masq{FullyRandom: true}} }
+func drop() match    { return match{&expr.Counter{}, &expr.Verdict{Kind: expr.VerdictDrop}} }
+func leave() match   { return match{&expr.Verdict{Kind: expr.VerdictReturn}} }
+func masq() match    { return match{&expr.Masq{FullyRandom: true}} }
+func notrack() match { return match{&expr.Notrack{}} }
+
 func jump(chain string) match {
 	return match{&expr.Verdict{Kind: expr.VerdictJump, Chain: chain}}
 }

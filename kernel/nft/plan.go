@@ -71,7 +71,7 @@ const (
 // this host's.
 func planOf(r rules.Rules, local func(netip.Addr) bool) (table, error) {
 	var t table
-	t.chains = append(t.chains, prerouting(r), inner(r), plain(r), input(r), tunnel(r), forward(r), toPeers(r))
+	t.chains = append(t.chains, prerouting(r), inner(r), plain(r), output(r), input(r), tunnel(r), forward(r), toPeers(r))
 	t.chains = append(t.chains, guard(r)...)
 	t.chains = append(t.chains, postrouting(r))
 	t.chains = slices.DeleteFunc(t.chains, func(c chain) bool { return len(c.rules) == 0 })

@@ -65,11 +65,11 @@ func TestPlanAsksForNothingThatIsNotNeeded(t *testing.T) {
 		change func(*rules.Rules)
 		chains []string
 	}{
-		"all":           {func(*rules.Rules) {}, []string{"prerouting", "inner", "plain", "input", "tunnel", "forward", "topeers", "guard", "guarded", "postrouting"}},
+		"all":           {func(*rules.Rules) {}, []string{"prerouting", "inner", "plain", "output", "input", "tunnel", "forward", "topeers", "guard", "guarded", "postrouting"}},
 		"nothing":       {func(r *rules.Rules) { *r = rules.Rules{} }, nil},
-		"no guard":      {func(r *rules.Rules) { r.Guard = nil }, []string{"prerouting", "inner", "plain", "input", "tunnel", "forward", "topeers", "postrouting"}},
+		"no guard":      {func(r *rules.Rules) { r.Guard = nil }, []string{"prerouting", "inner", "plain", "output", "input", "tunnel", "forward", "topeers", "postrouting"}},
 		"no tunnel":     {func(r *rules.Rules) { r.Tunnel = rules.Tunnel{}; r.Guard = nil }, []string{"prerouting", "plain", "postrouting"}},
-		"no masquerade": {func(r *rules.Rules) { r.Masquerade = false; r.Guard = nil }, []string{"prerouting", "inner", "plain", "input", "tunnel", "forward", "topeers"}},
+		"no masquerade": {func(r *rules.Rules) { r.Masquerade = false; r.Guard = nil }, []string{"prerouting", "inner", "plain", "output", "input", "tunnel", "forward", "topeers"}},
 	}
 	for name, c := range cases {
 		t.Run(name, func(t *testing.T) {

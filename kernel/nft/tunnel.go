@@ -20,12 +20,48 @@ func prerouting(r rules.Rules) chain {
 			c.add("checked at their ports", in(b), leave())
 		}
 	}
+	for _, m := range outer(r.Tunnel, false) {
+		c.add("tunnel packets to this host are not tracked", m, notrack(), leave())
+	}
 	for _, a := range r.Networks {
 		for _, b := range ofFamily(r.Networks, a.Addr().Is4()) {
 			c.add("between pods, not out of the tunnel", family(a.Addr().Is4()), from(a), to(b), jump(plainChain))
 		}
 	}
 	return c
+}
+
+// output spares the connection tracking of tunnel packets that this host
+// sends, as prerouting of those that it gets: each flow of pods has a source
+// port of its own there, and what is inside is tracked anyway.
+func output(r rules.Rules) chain {
+	c := chain{name: "output", hook: hook{typ: nftables.ChainTypeFilter, num: *nftables.ChainHookOutput, priority: *nftables.ChainPriorityRaw}}
+	for _, m := range outer(r.Tunnel, true) {
+		c.add("tunnel packets of this host are not tracked", m, notrack())
+	}
+	return c
+}
+
+// outer matches encapsulated packets between this host's end of the tunnel and
+// other hosts'.
+func outer(t rules.Tunnel, sent bool) []match {
+	var ms []match
+	for _, m := range ofTunnel(t) {
+		for _, v4 := range []bool{true, false} {
+			for _, a := range t.LocalOf(v4) {
+				end := netip.PrefixFrom(a, a.BitLen())
+				switch {
+				case sent:
+					ms = append(ms, all(m, family(v4), from(end)))
+				case t.Underlay != "":
+					ms = append(ms, all(in(t.Underlay), m, family(v4), to(end)))
+				default:
+					ms = append(ms, all(m, family(v4), to(end)))
+				}
+			}
+		}
+	}
+	return ms
 }
 
 // inner drops packets out of the tunnel whose inner source does not route back
