@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"context"
 	"fmt"
+	"math/rand/v2"
 	"net"
 	"os"
 	"os/exec"
@@ -56,15 +57,20 @@ func Etcd(t testing.TB, args ...string) (endpoint string, ctl *Server) {
 	return s.Endpoint, s
 }
 
-// freePort is a loopback port that nobody uses at the moment.
+// freePort is a loopback port that nobody uses and nobody gets by asking for
+// any: it stays free while the server is stopped.
 func freePort(t testing.TB) string {
 	t.Helper()
-	l, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
+	const first, last = 10000, 32767 // below those that kernels hand out
+	for range 100 {
+		at := fmt.Sprintf("127.0.0.1:%d", first+rand.IntN(last-first+1))
+		if l, err := net.Listen("tcp", at); err == nil {
+			l.Close()
+			return at
+		}
 	}
-	defer l.Close()
-	return l.Addr().String()
+	t.Fatal("100 ports of 127.0.0.1 are all taken")
+	return ""
 }
 
 // Start runs etcd on the data there is and waits until it listens.
