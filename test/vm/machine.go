@@ -34,6 +34,7 @@ var load = []string{"br_netfilter", "tun", "loop", "fuse"}
 
 // booting is a VM to be.
 type booting struct {
+	lane    int
 	without string
 	steps   []step
 }
@@ -92,7 +93,7 @@ func (m *machine) list(ctx context.Context) ([]goPackage, error) {
 func (m *machine) bootings(ctx context.Context) ([]booting, error) {
 	if m.command != "" {
 		s := step{Step: plan.Step{Dir: m.root, Argv: []string{"/bin/sh", "-c", m.command}, Timeout: m.timeout}}
-		return []booting{{m.without, []step{s}}}, nil
+		return []booting{{without: m.without, steps: []step{s}}}, nil
 	}
 	pkgs, err := m.list(ctx)
 	if err != nil {
@@ -115,10 +116,10 @@ func (m *machine) bootings(ctx context.Context) ([]booting, error) {
 				}
 				continue
 			}
-			i := slices.IndexFunc(all, func(b booting) bool { return b.without == e.without })
+			i := slices.IndexFunc(all, func(b booting) bool { return b.lane == e.lane && b.without == e.without })
 			if i < 0 {
 				i = len(all)
-				all = append(all, booting{without: e.without})
+				all = append(all, booting{lane: e.lane, without: e.without})
 			}
 			all[i].steps = append(all[i].steps, s)
 		}
@@ -181,14 +182,14 @@ func (m *machine) env() []string {
 
 // run runs a VM and reports what its steps say.
 func (m *machine) run(ctx context.Context, b booting) (bool, error) {
-	p := plan.Plan{Tree: m.kernel.tree(), Load: load, Env: m.env()}
+	p := plan.Plan{Tree: m.kernel.tree(), Keep: m.root, Load: load, Env: m.env()}
 	if b.without != "" {
 		p.Without = strings.Split(b.without, ",")
 	}
 	for _, s := range b.steps {
 		p.Steps = append(p.Steps, s.Step)
 	}
-	initramfs := filepath.Join(m.dir, "initramfs")
+	initramfs := filepath.Join(m.dir, fmt.Sprintf("initramfs-%d-%s", b.lane, b.without))
 	if err := writeInitramfs(ctx, initramfs, m.kernel, m.guest, p); err != nil {
 		return false, err
 	}

@@ -20,8 +20,11 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
+	"sync/atomic"
 	"syscall"
 	"time"
+
+	"golang.org/x/sync/errgroup"
 )
 
 func main() { os.Exit(run(os.Args[1:], os.Stdout, os.Stderr)) }
@@ -109,23 +112,43 @@ func (o options) all(ctx context.Context, stdout, stderr io.Writer) (bool, error
 	if err != nil {
 		return false, err
 	}
-	good := !m.broken
-	for i, b := range all {
-		if i == 0 {
-			if m.kernel, err = findKernel(ctx, cache, stderr); err == nil {
-				err = m.buildGuest(ctx)
-			}
-			if err != nil {
-				return false, err
-			}
+	if len(all) > 0 {
+		if m.kernel, err = findKernel(ctx, cache, stderr); err == nil {
+			err = m.buildGuest(ctx)
 		}
-		ok, err := m.run(ctx, b)
 		if err != nil {
 			return false, err
 		}
-		good = good && ok
 	}
-	return good, nil
+	return m.lanes(ctx, all)
+}
+
+// lanes runs the VMs of each lane one after the other, the lanes at the same
+// time.
+func (m *machine) lanes(ctx context.Context, all []booting) (bool, error) {
+	lanes := map[int][]booting{}
+	for _, b := range all {
+		lanes[b.lane] = append(lanes[b.lane], b)
+	}
+	var good atomic.Bool
+	good.Store(!m.broken)
+	g, ctx := errgroup.WithContext(ctx)
+	for _, lane := range lanes {
+		g.Go(func() error {
+			for _, b := range lane {
+				ok, err := m.run(ctx, b)
+				if err != nil {
+					return err
+				}
+				if !ok {
+					good.Store(false)
+				}
+			}
+			return nil
+		})
+	}
+	err := g.Wait()
+	return good.Load(), err
 }
 
 func moduleRoot(ctx context.Context) (string, error) {

@@ -44,8 +44,8 @@ func (r *report) take(a plan.Answer) {
 		fmt.Fprintln(r.stderr, "VM:", a.Trouble)
 		r.failed = true
 	case a.Output != nil:
-		if !r.json {
-			_, _ = r.stdout.Write(a.Output) // as a program's own output: nobody to tell
+		if !r.json && !r.suite {
+			_, _ = r.stdout.Write(a.Output) // as a program's own output: there is nobody to tell
 			return
 		}
 		r.said[a.Step] = append(r.said[a.Step], a.Output...)
@@ -71,7 +71,7 @@ func (r *report) end(number, code int, took time.Duration) {
 			r.failed = true
 		}
 	default:
-		fmt.Fprintf(r.stdout, "%s  %s %s %.1f s\n", verdict, s.pkg, r.where, took.Seconds())
+		fmt.Fprintf(r.stdout, "%s%s  %s %s %.1f s\n", r.said[number], verdict, s.pkg, r.where, took.Seconds())
 	}
 	r.said[number] = nil
 }
@@ -97,7 +97,8 @@ func (r *report) finish(trouble error) (bool, error) {
 	return false, trouble
 }
 
-// events writes a package's output as "go test -json" would.
+// events writes a package's output as "go test -json" would, at once: another
+// VM may be writing too.
 func events(to io.Writer, pkg string, said []byte, code int, took time.Duration) error {
 	cmd := exec.Command("go", "tool", "test2json", "-t", "-p", pkg)
 	cmd.Stdin = bytes.NewReader(said)
@@ -107,7 +108,7 @@ func events(to io.Writer, pkg string, said []byte, code int, took time.Duration)
 	if err != nil {
 		return fmt.Errorf("go tool test2json: %w\n%s", err, complaint.Bytes())
 	}
-	enc := json.NewEncoder(to)
+	var all bytes.Buffer
 	for line := range bytes.Lines(text) {
 		var e struct{ Action, Test string }
 		if err := json.Unmarshal(line, &e); err != nil {
@@ -117,16 +118,16 @@ func events(to io.Writer, pkg string, said []byte, code int, took time.Duration)
 		if e.Test == "" && (e.Action == "pass" || e.Action == "fail" || e.Action == "skip") {
 			continue
 		}
-		if _, err := to.Write(line); err != nil {
-			return err
-		}
+		all.Write(line)
 	}
 	action := "pass"
 	if code != 0 {
 		action = "fail"
 	}
-	return enc.Encode(struct {
+	last := json.NewEncoder(&all).Encode(struct {
 		Action, Package string
 		Elapsed         float64
 	}{action, pkg, took.Seconds()})
+	_, err = to.Write(all.Bytes())
+	return errors.Join(last, err)
 }

@@ -71,7 +71,12 @@ func takeRoot() error {
 // settle mounts what every Linux has, and puts the kernel's modules where
 // modprobe, also the kernel's own calls of it, looks for them.
 func settle(p *plan.Plan) error {
-	err := mountAll([]fs{
+	kept, err := unix.OpenTree(unix.AT_FDCWD, p.Keep, unix.OPEN_TREE_CLONE|unix.OPEN_TREE_CLOEXEC)
+	if err != nil {
+		return fmt.Errorf("keep %s: %w", p.Keep, err)
+	}
+	defer unix.Close(kept)
+	err = mountAll([]fs{
 		{at: "/proc", kind: "proc"},
 		{at: "/sys", kind: "sysfs"},
 		{at: "/sys/fs/cgroup", kind: "cgroup2"},
@@ -88,6 +93,12 @@ func settle(p *plan.Plan) error {
 	})
 	if err != nil {
 		return err
+	}
+	if err := os.MkdirAll(p.Keep, 0o755); err != nil {
+		return err
+	}
+	if err := unix.MoveMount(kept, "", unix.AT_FDCWD, p.Keep, unix.MOVE_MOUNT_F_EMPTY_PATH); err != nil {
+		return fmt.Errorf("mount %s again: %w", p.Keep, err)
 	}
 	if err := unix.Sethostname([]byte("vm")); err != nil {
 		return err

@@ -16,6 +16,7 @@ const (
 type Plan struct {
 	Early   []string // file names in Modules, in the order of loading
 	Tree    string   // folder with the kernel's modules, on the machine's root
+	Keep    string   // folder of the machine that is there even inside one that the guest has its own of
 	Without []string // modules that the kernel shall not find
 	Load    []string // modules to load that nothing asks for by itself
 	Env     []string // of every step
