@@ -292,11 +292,14 @@ func testWrites(t *testing.T, s Suite, fams Families) {
 		h.Sync(t, peers...)
 		return h.writes(t) - before
 	}
-	sync(peers[:n])
+	most := uint64(max(s.MostWrites, 4)) * uint64(len(c.Config.Ranges))
+	const once = 10 // addresses and the like
+	if w := sync(peers[:n]); w < uint64(n) || w > most*uint64(n)+once {
+		t.Errorf("%d writes for the first %d peers, want %d to %d", w, n, n, most*uint64(n)+once)
+	}
 	if w := sync(peers[:n]); w != 0 {
 		t.Errorf("%d writes when nothing changed", w)
 	}
-	most := uint64(max(s.MostWrites, 4)) * uint64(len(c.Config.Ranges))
 	if w := sync(peers); w == 0 || w > most {
 		t.Errorf("%d writes for one more among %d peers, want 1 to %d", w, n, most)
 	}

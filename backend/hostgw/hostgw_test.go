@@ -1,16 +1,10 @@
 package hostgw
 
 import (
-	"cmp"
 	"errors"
-	"fmt"
 	"net/netip"
-	"os"
-	"strconv"
 	"strings"
-	"syscall"
 	"testing"
-	"time"
 
 	"github.com/flanneld/flanneld/backend"
 	"github.com/flanneld/flanneld/kernel/netns"
@@ -194,52 +188,4 @@ func TestHostAnswersAtItsSubnetsOwnAddress(t *testing.T) {
 			t.Errorf("somebody else answers for %s:\n%s", a, out)
 		}
 	}
-}
-
-func cpu() time.Duration {
-	var u syscall.Rusage
-	_ = syscall.Getrusage(syscall.RUSAGE_SELF, &u)
-	return time.Duration(u.Utime.Nano() + u.Stime.Nano())
-}
-
-// manyPeers makes leases of hosts on the link, sorted by key.
-func manyPeers(n int) []backend.Peer {
-	out := make([]backend.Peer, n)
-	for i := range out {
-		at := i + 64
-		out[i] = backend.Peer{Lease: &subnet.Lease{Type: Type, Key: fmt.Sprintf("/subnets/%06d", i),
-			Subnets:   []netip.Prefix{netip.PrefixFrom(netip.AddrFrom4([4]byte{10, byte(at >> 12), byte(at >> 4), byte(at << 4)}), 28)},
-			PublicIPs: []netip.Addr{netip.AddrFrom4([4]byte{172, byte(16 + i>>16), byte(i >> 8), byte(i)})}}}
-	}
-	return out
-}
-
-// TestScale prints what a number of peers costs; FLANNELD_SCALE sets it. The
-// only limits that fail are counts.
-func TestScale(t *testing.T) {
-	netnstest.NeedRoot(t)
-	n, _ := strconv.Atoi(cmp.Or(os.Getenv("FLANNELD_SCALE"), "5000"))
-	cfg := configOf("10.0.0.0/8")
-	cfg.Ranges[0].SubnetLen = 28
-	h := newHost(t, cfg, "192.168.77.1/24")
-	h.run(t, "ip route add 172.16.0.0/12 dev eth0")
-	peers := manyPeers(n + 1)
-	step := func(what string, peers []backend.Peer, most int) {
-		t.Helper()
-		w, c, b := time.Now(), cpu(), h.dev.Writes()
-		if err := h.dev.Sync(t.Context(), &h.own, peers); err != nil {
-			t.Fatal(err)
-		}
-		wall, used, writes := time.Since(w), cpu()-c, int(h.dev.Writes()-b)
-		t.Logf("%d peers, %s: wall %v, CPU %v, %d writes", n, what, wall.Round(time.Microsecond), used.Round(time.Microsecond), writes)
-		if writes > most {
-			t.Errorf("%s: %d writes, want at most %d", what, writes, most)
-		}
-	}
-	step("first sync", peers[:n], n+1)
-	step("second sync", peers[:n], 0)
-	step("one added", peers, 1)
-	step("one removed", peers[:n], 1)
-	h.dev.Forget()
-	step("sync after Forget", peers[:n], 0)
 }

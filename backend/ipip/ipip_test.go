@@ -1,15 +1,10 @@
 package ipip
 
 import (
-	"cmp"
 	"errors"
-	"fmt"
 	"net/netip"
-	"os"
-	"strconv"
 	"strings"
 	"testing"
-	"time"
 
 	"github.com/flanneld/flanneld/backend"
 	"github.com/flanneld/flanneld/kernel/netns"
@@ -209,46 +204,4 @@ func TestClassicTunnelIsAPeer(t *testing.T) {
 		args := strings.Fields(line)
 		netnstest.Run(t, far, args[0], args[1:]...)
 	}
-}
-
-// manyPeers makes leases of hosts that do not exist, sorted by key.
-func manyPeers(n int) []backend.Peer {
-	out := make([]backend.Peer, n)
-	for i := range out {
-		at := i + 64
-		out[i] = backend.Peer{Lease: &subnet.Lease{Type: Type, Key: fmt.Sprintf("/subnets/%06d", i),
-			Subnets:   []netip.Prefix{netip.PrefixFrom(netip.AddrFrom4([4]byte{10, byte(at >> 12), byte(at >> 4), byte(at << 4)}), 28)},
-			PublicIPs: []netip.Addr{netip.AddrFrom4([4]byte{172, byte(16 + i>>16), byte(i >> 8), byte(i)})}}}
-	}
-	return out
-}
-
-// TestScale prints what a number of peers costs; FLANNELD_SCALE sets it. The
-// only limits that fail are counts.
-func TestScale(t *testing.T) {
-	h := newHost(t)
-	n, _ := strconv.Atoi(cmp.Or(os.Getenv("FLANNELD_SCALE"), "5000"))
-	dev, err := h.open(t, config(`{}`))
-	if err != nil {
-		t.Fatal(err)
-	}
-	peers := manyPeers(n + 1)
-	step := func(what string, peers []backend.Peer, most int) {
-		t.Helper()
-		w, b := time.Now(), dev.Writes()
-		if err := dev.Sync(t.Context(), &h.own, peers); err != nil {
-			t.Fatal(err)
-		}
-		writes := int(dev.Writes() - b)
-		t.Logf("%d peers, %s: wall %v, %d writes", n, what, time.Since(w).Round(time.Microsecond), writes)
-		if writes > most {
-			t.Errorf("%s: %d writes, want at most %d", what, writes, most)
-		}
-	}
-	step("first sync", peers[:n], n+1)
-	step("second sync", peers[:n], 0)
-	step("one added", peers, 1)
-	step("one removed", peers[:n], 1)
-	dev.Forget()
-	step("sync after Forget", peers[:n], 0)
 }
