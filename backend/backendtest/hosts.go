@@ -316,7 +316,7 @@ func raw(s string) json.RawMessage {
 // Dir is a directory that goes with the test. Its path is short, for sockets.
 func Dir(t *testing.T) string {
 	t.Helper()
-	dir, err := os.MkdirTemp("", "bt-")
+	dir, err := os.MkdirTemp("", "bt-") //nolint:usetesting // its path would be too long
 	if err != nil {
 		t.Fatal(err)
 	}
