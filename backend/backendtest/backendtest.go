@@ -81,7 +81,10 @@ func Run(t *testing.T, s Suite) {
 				tests["TwoNetworksBesideEachOther"] = testBeside
 			}
 			for name, test := range tests {
-				t.Run(name, func(t *testing.T) { test(t, s, fams) })
+				t.Run(name, func(t *testing.T) {
+					t.Parallel() // much of it is waiting
+					test(t, s, fams)
+				})
 			}
 		})
 	}

@@ -63,44 +63,50 @@ func NewCluster(t *testing.T, s Suite, fams Families, hosts int) *Cluster {
 }
 
 // newHost makes host number n: eth0 is 192.168.77.n and fd77::n, the pod is
-// address 2 of subnet n.
+// address 2 of subnet n. It runs few programs: there are many hosts, and
+// starting one takes long in a VM.
 func (c *Cluster) newHost(t *testing.T, n byte) *Host {
 	t.Helper()
 	h := &Host{NS: netnstest.New(t), Pod: netnstest.New(t), cluster: c, number: n}
-	for _, ns := range []*netns.NS{h.NS, h.Pod} {
-		// No second of silence before link-local addresses may be used.
-		netnstest.Run(t, ns, "sysctl", "-qw", "net.ipv6.conf.default.accept_dad=0")
-	}
-	wire(t, c.sw, fmt.Sprintf("host%d", n), h.NS, "eth0")
-	netnstest.Run(t, c.sw, "ip", "link", "set", fmt.Sprintf("host%d", n), "up", "master", "br0")
-	wire(t, h.NS, "pod0", h.Pod, "eth0")
-	netnstest.Run(t, h.NS, "sysctl", "-qw", "net.ipv4.ip_forward=1", "net.ipv6.conf.all.forwarding=1")
+	// No second of silence before link-local addresses may be used.
+	sysctls(t, h.Pod, "net/ipv6/conf/default/accept_dad=0")
+	sysctls(t, h.NS, "net/ipv6/conf/default/accept_dad=0", "net/ipv4/ip_forward=1", "net/ipv6/conf/all/forwarding=1")
+	batch(t, c.sw, fmt.Sprintf("link add host%d up master br0 type veth peer name eth0 netns %s", n, h.NS.Path()))
 	h.Underlay = backend.Underlay{Link: "eth0", MTU: 1500}
 	h.Own = subnet.Lease{Type: c.suite.Type, Revision: int64(n), Created: int64(n)}
+	host := []string{"link set eth0 up", "link add pod0 up type veth peer name eth0 netns " + h.Pod.Path()}
+	pod := []string{"link set eth0 up"}
 	var keys []string
 	for _, r := range c.Config.Ranges {
-		at := h.underlayAddr(r)
-		ip(t, h.NS, "addr", "add", at.String(), "dev", "eth0", "nodad")
+		at, own := h.underlayAddr(r), subnetOf(r, n)
+		host = append(host, fmt.Sprintf("addr add %s dev eth0 nodad", at))
 		h.Underlay.Addrs = append(h.Underlay.Addrs, at.Addr())
-		own := subnetOf(r, n)
 		h.Own.Subnets = append(h.Own.Subnets, own)
 		keys = append(keys, strings.ReplaceAll(own.String(), "/", "-"))
-		h.addPod(t, own)
+		gw, inside := podLines(own)
+		host = append(host, gw)
+		pod = append(pod, inside, "route add default via "+own.Addr().Next().String())
 	}
+	batch(t, h.NS, host...)
+	batch(t, h.Pod, pod...)
 	h.Underlay.PublicIPs, h.Own.PublicIPs = h.Underlay.Addrs, h.Underlay.Addrs
 	h.Own.Key = "/coreos.com/network/subnets/" + strings.Join(keys, "&")
 	return h
 }
 
-// addPod gives the pod address 2 of a subnet, and the host address 1.
+// podLines give the host address 1 of a subnet, and the pod address 2.
+func podLines(s netip.Prefix) (host, pod string) {
+	gw := s.Addr().Next()
+	return fmt.Sprintf("addr add %s dev pod0 nodad", netip.PrefixFrom(gw, s.Bits())),
+		fmt.Sprintf("addr add %s dev eth0 nodad", netip.PrefixFrom(gw.Next(), s.Bits()))
+}
+
+// addPod gives the pod addresses in one more subnet.
 func (h *Host) addPod(t *testing.T, s netip.Prefix) {
 	t.Helper()
-	gw, pod := s.Addr().Next(), s.Addr().Next().Next()
-	ip(t, h.NS, "addr", "add", netip.PrefixFrom(gw, s.Bits()).String(), "dev", "pod0", "nodad")
-	ip(t, h.Pod, "addr", "add", netip.PrefixFrom(pod, s.Bits()).String(), "dev", "eth0", "nodad")
-	if out, err := h.Pod.Run(t.Context(), "ip", family(s.Addr()), "route", "show", "default"); err == nil && out == "" {
-		ip(t, h.Pod, family(s.Addr()), "route", "add", "default", "via", gw.String())
-	}
+	host, pod := podLines(s)
+	batch(t, h.NS, host)
+	batch(t, h.Pod, pod)
 }
 
 func (h *Host) underlayAddr(r subnet.Range) netip.Prefix {
@@ -284,23 +290,42 @@ func (h *Host) State(t *testing.T) string {
 	return out.String()
 }
 
-// wire lays a cable between two namespaces and switches both ends on.
-func wire(t *testing.T, a *netns.NS, aName string, b *netns.NS, bName string) {
+// batch runs lines of ip(8) in one process.
+func batch(t *testing.T, ns *netns.NS, lines ...string) {
 	t.Helper()
-	ip(t, a, "link", "add", aName, "up", "type", "veth", "peer", "name", bName, "netns", b.Path())
-	ip(t, b, "link", "set", bName, "up")
+	cmd := exec.CommandContext(t.Context(), "ip", "-batch", "-")
+	cmd.Stdin = strings.NewReader(strings.Join(lines, "\n"))
+	var out strings.Builder
+	cmd.Stdout, cmd.Stderr = &out, &out
+	err := ns.Start(cmd)
+	if err == nil {
+		err = cmd.Wait()
+	}
+	if err != nil {
+		t.Fatalf("%v of\n%s:\n%s", err, strings.Join(lines, "\n"), out.String())
+	}
+}
+
+// sysctls sets settings of a namespace.
+func sysctls(t *testing.T, ns *netns.NS, settings ...string) {
+	t.Helper()
+	err := ns.Do(func() error {
+		for _, s := range settings {
+			name, value, _ := strings.Cut(s, "=")
+			if err := os.WriteFile("/proc/sys/"+name, []byte(value), 0o644); err != nil {
+				return err
+			}
+		}
+		return nil
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
 }
 
 func ip(t *testing.T, ns *netns.NS, args ...string) {
 	t.Helper()
 	netnstest.Run(t, ns, "ip", args...)
-}
-
-func family(a netip.Addr) string {
-	if a.Is4() {
-		return "-4"
-	}
-	return "-6"
 }
 
 // Families are those that a cluster has.
