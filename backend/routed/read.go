@@ -94,8 +94,7 @@ func (w *writer[D]) foundRoute(t *table[D], r link.Route) {
 	switch want := w.d.route(t, s); {
 	case r == want:
 		s.has |= route
-	case r.Link != want.Link && !t.Is4():
-		// IPv6 refuses a gateway that another link's route leads to.
+	case inTheWay(r, want):
 		w.early = append(w.early, r)
 	case r.Metric != want.Metric:
 		w.routes = append(w.routes, r)

@@ -160,7 +160,7 @@ func (w *writer[D]) drop(t *table[D], s *Side[D]) {
 		owner := t.served(t.subnets[s.Subnet.Addr()])
 		switch r := w.d.route(t, s); {
 		case owner != nil && owner.Subnet == s.Subnet && w.d.reached(owner):
-			if s.direct && !owner.direct && !t.Is4() {
+			if inTheWay(r, w.d.route(t, owner)) {
 				w.early = append(w.early, r)
 			}
 		default:
@@ -177,6 +177,13 @@ func (w *writer[D]) drop(t *table[D], s *Side[D]) {
 		}
 	}
 	s.has = 0
+}
+
+// inTheWay tells whether a route must go before another takes its place, for a
+// moment without any: IPv6 refuses a gateway, even an onlink one, that another
+// link's route leads to, and there it is inside the subnet itself.
+func inTheWay(is, want link.Route) bool {
+	return is.Link != want.Link && want.Via.Is6() && want.Dst.Contains(want.Via)
 }
 
 // served is p's side of this tunnel; nil if it is not served.

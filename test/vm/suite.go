@@ -17,7 +17,7 @@ type entry struct {
 func suite() []entry {
 	const driver = "^Test[^C]|^TestC[^o]|^TestContract.*/^Dual$"
 	return []entry{
-		{lane: 0, pkg: "backend/gre", tests: driver, why: "GRE"},
+		{lane: 0, pkg: "backend/gre", tests: driver + "|^TestContractWithKey.*/^IPv4$", why: "GRE"},
 		{lane: 0, pkg: "kernel/link", skip: "Monitor|Unplugged",
 			why: "kinds of devices that other kernels lack; what watches the clock fails where all is slow"},
 		{lane: 0, pkg: "backend/ipip", tests: driver, why: "IPIP, SIT and IPv6 in IPv6"},
