@@ -174,3 +174,20 @@ func TestWrongConfigurationEndsTheDaemon(t *testing.T) {
 		t.Errorf("%s links on the host, want lo and eth0", links)
 	}
 }
+
+func TestTunnelPacketsAreNotTracked(t *testing.T) {
+	t.Parallel()
+	need(t, "conntrack")
+	c := newCluster(t, 2, tunnelOnly)
+	c.startAll("--ip-masq")
+	a, b := c.attach(c.host(1), "a"), c.attach(c.host(2), "b")
+	for _, addr := range b.Addrs {
+		c.reach(a, addr.Addr())
+	}
+	for i, family := range []string{"ipv4", "ipv6"} {
+		within(t, 5*time.Second, "what is inside is tracked", contains(c.host(2), false, "src="+a.Addrs[i].Addr().String(), "conntrack", "-L", "-f", family))
+		if err := contains(c.host(2), true, "dport=8472", "conntrack", "-L", "-f", family, "-p", "udp")(); err != nil {
+			t.Error(err)
+		}
+	}
+}
