@@ -26,6 +26,7 @@ func normal(line string) string {
 		regexp.MustCompile(`permaddr \S+`), // of tunnels over IPv6: random
 		regexp.MustCompile(`\w+_timer +[\d.]+`),
 		regexp.MustCompile(`link-netnsid \d+`),
+		regexp.MustCompile(`NO-CARRIER,|,LOWER_UP|,M-DOWN| linkdown`), // told a moment later
 		regexp.MustCompile(`state (UNKNOWN|UP|DOWN|LOWERLAYERDOWN)`),
 	} {
 		line = re.ReplaceAllString(line, "")
