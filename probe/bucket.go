@@ -8,7 +8,7 @@ import (
 
 // What all looks together may send.
 const (
-	perSecond = 5
+	perSecond = 10
 	burst     = 40
 	// exchangeCost is what an exchange counts for.
 	exchangeCost = 12

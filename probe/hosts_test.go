@@ -217,6 +217,13 @@ func (h *host) tell(s State) {
 	}
 }
 
+// forget forgets what was told so far.
+func (h *host) forget() {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	clear(h.last)
+}
+
 // until waits until what is known of the only peer is as wanted.
 func (h *host) until(limit time.Duration, what string, ok func(Result) bool) Result {
 	h.t.Helper()

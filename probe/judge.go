@@ -23,6 +23,8 @@ type observation struct {
 	underlay bool
 	tcp      TCP
 	plain    Plain
+	// direct: all this went without the tunnel, but for plain.
+	direct bool
 }
 
 // path is what is remembered of the way to a peer in one family. Its zero
@@ -37,7 +39,10 @@ type path struct {
 	tcp      TCP
 	tcpAt    time.Time
 	plain    Plain
-	plainBad int // plain looks in a row that failed
+	hold     hold // of plain
+	direct   bool // as of the last look: rtt and mtu are those without the tunnel
+	fell     bool // plain was in use when it failed
+	moved    bool // the last look changed plain: the other way is to be looked at
 	at       time.Time
 	err      error
 }
@@ -52,7 +57,11 @@ func (p path) after(o observation, size int, down bool) path {
 	if o.err != nil {
 		return p // says nothing about the peer
 	}
-	p.plain, p.plainBad = plainAfter(p, o)
+	p.direct = o.direct
+	if p = p.plainAfter(o, down); o.direct && p.plain == PlainFails { // of the tunnel that says nothing
+		p.suspect, p.misses = "", 0
+		return p
+	}
 	if o.tcp != TCPUntried {
 		p.tcp, p.tcpAt = o.tcp, o.at
 	}
@@ -83,21 +92,22 @@ func (p path) after(o observation, size int, down bool) path {
 	return p
 }
 
-// plainAfter: it passes when one packet passed, and fails when several looks
-// in a row lost theirs, or one that got no other answer either: where packets
-// go unencapsulated, those were its own.
-func plainAfter(p path, o observation) (Plain, int) {
-	switch o.plain {
-	case PlainUnknown:
-		return p.plain, p.plainBad
-	case PlainFails:
-		if p.plainBad++; p.plainBad < alarm && o.answered {
-			return p.plain, p.plainBad
-		}
-		return PlainFails, p.plainBad
-	default:
-		return o.plain, 0
+// plainAfter is the path with what o tells of unencapsulated packets. They
+// fail at once: what they lose is everything that pods send, and the tunnel
+// is there.
+func (p path) plainAfter(o observation, down bool) path {
+	was := p.plain
+	p.moved = false
+	switch {
+	case o.plain == PlainFails, o.direct && !down && (!o.answered || o.tcp == TCPFails || o.tcp == TCPFiltered):
+		p.plain, p.hold = PlainFails, p.hold.fail(o.at)
+		p.moved = was == PlainPasses
+		p.fell = p.fell || o.direct
+	case o.plain != PlainUnknown:
+		p.plain, p.fell = o.plain, false
+		p.moved = o.plain == PlainPasses && was != PlainPasses
 	}
+	return p
 }
 
 // show is the path as others see it.
@@ -124,6 +134,9 @@ func (p path) message(s *State, peer *Peer, public netip.Addr) string {
 		}
 		return fmt.Sprintf("%s: %s do not arrive: a firewall?", peer.Name, s.Tunnel.packetsTo(public))
 	case SmallMTU:
+		if p.direct {
+			return fmt.Sprintf("%s: packets over %d bytes are lost on the underlay itself, without a tunnel: set \"MTU\":%d in the configuration's Backend", peer.Name, p.mtu, p.mtu)
+		}
 		return fmt.Sprintf("%s: packets over %d bytes are lost: set MTU %d (\"MTU\":%d in the configuration's Backend)", peer.Name, p.mtu, p.mtu, p.mtu+s.Overhead)
 	case BrokenTCP:
 		if s.FixOffload {
@@ -133,6 +146,9 @@ func (p path) message(s *State, peer *Peer, public netip.Addr) string {
 	}
 	if p.err != nil {
 		return fmt.Sprintf("%s: cannot be probed: %v", peer.Name, cause(p.err))
+	}
+	if p.fell && p.plain == PlainFails {
+		return fmt.Sprintf("%s: packets without the tunnel to %s do not arrive: the tunnel is used", peer.Name, public)
 	}
 	return ""
 }

@@ -4,6 +4,7 @@ import (
 	"errors"
 	"net/netip"
 	"testing"
+	"time"
 )
 
 const size = 1450
@@ -54,16 +55,27 @@ func TestVerdicts(t *testing.T) {
 	}
 }
 
-func TestPlainTakesSeveralLosses(t *testing.T) {
+func TestPlainFailsAtOnce(t *testing.T) {
 	with := func(o observation, p Plain) observation { o.plain = p; return o }
+	direct := func(o observation) observation { o.direct = true; return o }
+	tcp := func(how TCP) observation {
+		return with(observation{answered: true, mtu: size, tcp: how, direct: true}, PlainPasses)
+	}
+	passes := with(well(), PlainPasses)
 	for name, c := range map[string]struct {
 		seen []observation
 		want Plain
 	}{
 		"passes":                      {[]observation{with(well(), PlainPasses)}, PlainPasses},
-		"one loss":                    {[]observation{with(well(), PlainPasses), with(well(), PlainFails)}, PlainPasses},
-		"two losses":                  {[]observation{with(well(), PlainPasses), with(well(), PlainFails), with(well(), PlainFails)}, PlainFails},
-		"a loss, and nothing answers": {[]observation{with(well(), PlainPasses), with(silent(), PlainFails)}, PlainFails},
+		"a failed look":               {[]observation{passes, with(direct(well()), PlainFails)}, PlainFails},
+		"a loss, and nothing answers": {[]observation{passes, with(direct(silent()), PlainFails)}, PlainFails},
+		"silent where it goes plain":  {[]observation{passes, direct(silent())}, PlainFails},
+		"silent in the tunnel":        {[]observation{passes, silent()}, PlainPasses},
+		"TCP works plainly":           {[]observation{passes, tcp(TCPWorks)}, PlainPasses},
+		"TCP fails plainly":           {[]observation{passes, tcp(TCPFails)}, PlainFails},
+		"TCP is filtered plainly":     {[]observation{passes, tcp(TCPFiltered)}, PlainFails},
+		"TCP fails in the tunnel":     {[]observation{passes, with(noTCP(), PlainPasses)}, PlainPasses},
+		"trouble of this host":        {[]observation{passes, {err: errHere, plain: PlainFails, direct: true}}, PlainPasses},
 		"not tried":                   {[]observation{with(well(), PlainPasses), well()}, PlainPasses},
 		"moved to another link":       {[]observation{with(well(), PlainPasses), with(well(), PlainElsewhere)}, PlainElsewhere},
 	} {
@@ -73,6 +85,65 @@ func TestPlainTakesSeveralLosses(t *testing.T) {
 		}
 		if p.plain != c.want {
 			t.Errorf("%s: %q, want %q", name, p.plain, c.want)
+		}
+	}
+}
+
+// What fails without the tunnel is not the tunnel's fault.
+func TestPlainPathsDoNotBlameTheTunnel(t *testing.T) {
+	s := &State{Tunnel: Tunnel{Name: "VXLAN", Protocol: 17, Ports: []uint16{8472}}}
+	peer := &Peer{Name: "host2", Public: []netip.Addr{netip.MustParseAddr("192.168.77.2")}}
+	first, lost, noTCP, tunnel := well(), silent(), noTCP(), well()
+	first.plain = PlainPasses
+	lost.direct, lost.plain = true, PlainFails
+	noTCP.direct, noTCP.plain = true, PlainPasses
+	for name, o := range map[string]observation{"silent": lost, "TCP fails": noTCP} {
+		p := path{}.after(first, size, false)
+		if !p.moved {
+			t.Errorf("%s: the first look without the tunnel is not soon", name)
+		}
+		for range 2 * alarm {
+			p = p.after(o, size, false)
+		}
+		const want = "host2: packets without the tunnel to 192.168.77.2 do not arrive: the tunnel is used"
+		if got := p.show(s, peer, 0); got.Verdict != OK || got.Message != want || got.TCP == TCPFails {
+			t.Errorf("%s: %+v", name, got)
+		}
+		if p = p.after(tunnel, size, false); p.show(s, peer, 0).Message != want || p.moved {
+			t.Errorf("%s, in the tunnel: %+v", name, p)
+		}
+		if p = p.after(first, size, false); p.show(s, peer, 0).Message != "" {
+			t.Errorf("%s, passes again: %+v", name, p)
+		}
+	}
+}
+
+func TestPlainIsHeldDown(t *testing.T) {
+	type fails []time.Duration // since the start
+	minutes := func(n time.Duration) time.Duration { return n * time.Minute }
+	for name, c := range map[string]struct {
+		fails fails
+		want  time.Duration
+	}{
+		"never failed":              {nil, 0},
+		"once":                      {fails{0}, minutes(1)},
+		"twice":                     {fails{0, minutes(1)}, minutes(2)},
+		"three times":               {fails{0, minutes(1), minutes(3)}, minutes(4)},
+		"often":                     {fails{0, 1, 2, 3, 4, 5, 6, 7, 8, 9}, minutes(30)},
+		"again after most of it":    {fails{0, minutes(59)}, minutes(2)},
+		"again after more than it":  {fails{0, 1, 2, minutes(61)}, minutes(1)},
+		"an hour since the last is": {fails{0, minutes(40), minutes(80)}, minutes(4)},
+	} {
+		start, last := time.Unix(0, 0), time.Duration(0)
+		var h hold
+		for _, at := range c.fails {
+			h, last = h.fail(start.Add(at)), at
+		}
+		if h.wait != c.want {
+			t.Errorf("%s: %v, want %v", name, h.wait, c.want)
+		}
+		if now := start.Add(last); h.on(now) != (c.want > 0) || h.on(now.Add(c.want)) {
+			t.Errorf("%s: held at the start %v, at the end %v", name, h.on(now), h.on(now.Add(c.want)))
 		}
 	}
 }
@@ -101,6 +172,8 @@ func TestMessagesNameTheThingAndTheCure(t *testing.T) {
 			s: State{Tunnel: vxlan}, p: path{verdict: Unreachable}},
 		"host2: packets over 1412 bytes are lost: set MTU 1412 (\"MTU\":1462 in the configuration's Backend)": {
 			s: State{Overhead: 50}, p: path{verdict: SmallMTU, mtu: 1412}},
+		"host2: packets over 1412 bytes are lost on the underlay itself, without a tunnel: set \"MTU\":1412 in the configuration's Backend": {
+			s: State{Overhead: 50}, p: path{verdict: SmallMTU, mtu: 1412, direct: true}},
 		"host2: TCP fails but ping works: checksum offload of eth0; remedy: --fix-offload on both, which costs throughput": {
 			s: State{Underlay: Underlay{Link: "eth0"}}, p: path{verdict: BrokenTCP}},
 		"host2: TCP fails but ping works: checksum offload of its network interface; remedy: --fix-offload there, too": {

@@ -15,7 +15,7 @@ type wire struct {
 	underlay func(ctx context.Context) error
 	// exchange tries TCP; nil: not this time.
 	exchange func(ctx context.Context) (TCP, error)
-	// plain sends an echo request past the tunnel; nil: not to be tried.
+	// plain sends packets past the tunnel; nil: not to be tried.
 	plain func(ctx context.Context) (Plain, error)
 }
 
@@ -29,19 +29,33 @@ var (
 const (
 	small = 84 // bytes, as ping sends them; passes wherever IP does
 	tries = 2  // of a packet
+	// again is how soon unencapsulated packets get their second chance.
+	again = 500 * time.Millisecond
 )
 
 // look finds out about a path. size is the largest packet that should pass;
 // known the largest that did pass last time, 0 if nothing is known. In the
-// normal case it costs one packet, and the exchange. plain is what is known of
-// unencapsulated packets: where they pass the echo goes that way already.
+// normal case it costs one packet, and the exchange, and those without the
+// tunnel. plain is what is known of these: unless they failed last time, too,
+// they get a second chance.
 func look(ctx context.Context, w wire, size, known int, plain Plain) observation {
 	o := reach(ctx, w, size, known)
-	if o.err == nil && w.plain != nil && (plain != PlainPasses || o.mtu < size) {
+	if o.err == nil && w.plain != nil {
 		o.plain, o.err = w.plain(ctx)
+		if o.err == nil && o.plain == PlainFails && plain != PlainFails {
+			select {
+			case <-time.After(again):
+				o.plain, o.err = w.plain(ctx)
+			case <-ctx.Done():
+				o.err = ctx.Err()
+			}
+		}
 	}
 	if o.err != nil || !o.answered {
 		return o
+	}
+	if plain == PlainPasses && o.plain == PlainFails {
+		return o // the way is to change, at once
 	}
 	if o.mtu == size && w.exchange != nil {
 		o.tcp, o.err = w.exchange(ctx)

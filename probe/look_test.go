@@ -16,6 +16,7 @@ type way struct {
 	underlay error
 	tcp      TCP
 	plain    Plain
+	second   Plain // what the second try finds; "": the same
 
 	sent, exchanges, plains int
 }
@@ -38,7 +39,12 @@ func (w *way) wire() wire {
 		},
 		underlay: func(context.Context) error { return w.underlay },
 		exchange: func(context.Context) (TCP, error) { w.exchanges++; return w.tcp, nil },
-		plain:    func(context.Context) (Plain, error) { w.plains++; return w.plain, nil },
+		plain: func(context.Context) (Plain, error) {
+			if w.plains++; w.plains == 2 && w.second != "" {
+				return w.second, nil
+			}
+			return w.plain, nil
+		},
 	}
 }
 
@@ -54,7 +60,15 @@ func TestLook(t *testing.T) {
 	}{
 		"all is well: one packet": {
 			way: way{passes: 9000, tcp: TCPWorks, plain: PlainPasses}, plain: PlainPasses,
-			want: observation{answered: true, mtu: 1450, tcp: TCPWorks}, most: 1,
+			want: observation{answered: true, mtu: 1450, tcp: TCPWorks, plain: PlainPasses}, most: 1,
+		},
+		"plain gets a second chance unless it failed before": {
+			way: way{passes: 9000, plain: PlainFails, second: PlainPasses}, plain: PlainPasses,
+			want: observation{answered: true, mtu: 1450, plain: PlainPasses}, most: 1,
+		},
+		"none where it did": {
+			way: way{passes: 9000, plain: PlainFails, second: PlainPasses}, plain: PlainFails,
+			want: observation{answered: true, mtu: 1450, plain: PlainFails}, most: 1,
 		},
 		"one lost packet is no news": {
 			way:  way{passes: 9000, loses: 1, tcp: TCPWorks, plain: PlainFails},

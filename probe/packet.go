@@ -84,24 +84,34 @@ func checksum(b []byte, sum uint32) uint16 {
 
 // packet is an echo request with its IP header, as it goes into a frame.
 func (e echo) packet(from, to netip.Addr, size int) []byte {
-	const icmp, icmp6, hops, noFragments = 1, 58, 64, 0x40
-	b := make([]byte, ipHeader(to), max(size, 128))
-	b = e.append(b, to, size)
+	const icmp, icmp6 = 1, 58
+	data := e.append(nil, to, size)
 	if to.Is4() {
-		b[0], b[6], b[8], b[9] = 0x45, noFragments, hops, icmp
+		return ipPacket(from, to, icmp, data)
+	}
+	b := ipPacket(from, to, icmp6, data)
+	// The checksum covers addresses, length and protocol (RFC 8200, 8.1): all
+	// of the header but what comes before, and the addresses follow it.
+	sum := uint32(len(data)) + icmp6
+	binary.BigEndian.PutUint16(b[header6+2:], checksum(b[8:], sum))
+	return b
+}
+
+// ipPacket puts an IP header before data.
+func ipPacket(from, to netip.Addr, protocol byte, data []byte) []byte {
+	const hops, noFragments = 64, 0x40
+	b := append(make([]byte, ipHeader(to), ipHeader(to)+len(data)), data...)
+	if to.Is4() {
+		b[0], b[6], b[8], b[9] = 0x45, noFragments, hops, protocol
 		binary.BigEndian.PutUint16(b[2:], uint16(len(b)))
 		copy(b[12:], from.AsSlice())
 		copy(b[16:], to.AsSlice())
 		binary.BigEndian.PutUint16(b[10:], checksum(b[:header4], 0))
 		return b
 	}
-	b[0], b[6], b[7] = 0x60, icmp6, hops
-	binary.BigEndian.PutUint16(b[4:], uint16(len(b)-header6))
+	b[0], b[6], b[7] = 0x60, protocol, hops
+	binary.BigEndian.PutUint16(b[4:], uint16(len(data)))
 	copy(b[8:], from.AsSlice())
 	copy(b[24:], to.AsSlice())
-	// The checksum covers addresses, length and protocol (RFC 8200, 8.1): all
-	// of the header but what comes before, and the addresses follow it.
-	sum := uint32(len(b)-header6) + icmp6
-	binary.BigEndian.PutUint16(b[header6+2:], checksum(b[8:], sum))
 	return b
 }

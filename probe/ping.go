@@ -24,10 +24,14 @@ const (
 )
 
 // pinger sends echo requests from one address to one other. It has a socket
-// of its own, connected: the kernel passes it nothing else, and between looks
-// there is none. It needs CAP_NET_RAW.
+// of its own, and between looks there is none. With IPv4 it is connected: the
+// kernel passes it nothing else. With IPv6 it is not: a peer's address can
+// also be the subnet-router anycast address of its containers' bridge, and
+// then the answer has another source (RFC 4443, 4.2); the request's nonce
+// tells whose it is. It needs CAP_NET_RAW.
 type pinger struct {
 	conn     *net.IPConn
+	dest     *net.IPAddr // nil: conn is connected
 	from, to netip.Addr
 	next     echo
 	rtt      time.Duration // of the last answer; 0: none yet
@@ -35,22 +39,28 @@ type pinger struct {
 }
 
 func dialPing(ctx context.Context, from, to netip.Addr) (*pinger, error) {
-	network := "ip4:icmp"
+	control := func(_, _ string, c syscall.RawConn) error {
+		var err error
+		return errors.Join(c.Control(func(fd uintptr) { err = pingOptions(int(fd), to.Is4()) }), err)
+	}
+	p := &pinger{from: from, to: to}
+	var err error
 	if to.Is6() {
-		network = "ip6:ipv6-icmp"
+		var c net.PacketConn
+		l := net.ListenConfig{Control: control}
+		if c, err = l.ListenPacket(ctx, "ip6:ipv6-icmp", from.String()); err == nil {
+			p.conn, p.dest = c.(*net.IPConn), &net.IPAddr{IP: to.AsSlice(), Zone: to.Zone()}
+		}
+	} else {
+		var c net.Conn
+		d := net.Dialer{LocalAddr: &net.IPAddr{IP: from.AsSlice()}, Control: control}
+		if c, err = d.DialContext(ctx, "ip4:icmp", to.String()); err == nil {
+			p.conn = c.(*net.IPConn)
+		}
 	}
-	d := net.Dialer{
-		LocalAddr: &net.IPAddr{IP: from.AsSlice()},
-		Control: func(_, _ string, c syscall.RawConn) error {
-			var err error
-			return errors.Join(c.Control(func(fd uintptr) { err = pingOptions(int(fd), to.Is4()) }), err)
-		},
-	}
-	c, err := d.DialContext(ctx, network, to.String())
 	if err != nil {
 		return nil, fmt.Errorf("open a socket for ping: %w", err)
 	}
-	p := &pinger{conn: c.(*net.IPConn), from: from, to: to}
 	var id [2]byte
 	rand.Read(id[:])
 	rand.Read(p.next.nonce[:])
@@ -88,7 +98,12 @@ func (p *pinger) ping(ctx context.Context, size int) (time.Duration, error) {
 	e := p.request()
 	p.out = e.append(p.out[:0], p.to, size)
 	sent := time.Now()
-	_, err := p.conn.Write(p.out)
+	var err error
+	if p.dest == nil {
+		_, err = p.conn.Write(p.out)
+	} else {
+		_, err = p.conn.WriteToIP(p.out, p.dest)
+	}
 	switch {
 	case errors.Is(err, unix.EMSGSIZE):
 		return 0, errTooBig

@@ -53,6 +53,43 @@ func (r Result) Plain() Plain {
 	return all
 }
 
+// direct reports whether this peer is reached without the tunnel now, as far
+// as it is known here.
+func (e *entry) direct(s *State) bool {
+	var r Result
+	for _, side := range e.sides {
+		if side.used {
+			r.Paths = append(r.Paths, Path{Plain: side.plain})
+		}
+	}
+	return Way(s.Plain, e.peer, r.Plain()) == backend.WayPlain
+}
+
+// How long a path that failed plainly is left to the tunnel.
+const (
+	holdLeast  = time.Minute
+	holdMost   = 30 * time.Minute
+	holdMemory = time.Hour // failures further apart have nothing to do with each other
+)
+
+// hold is how long unencapsulated packets are not tried again. Its zero value
+// holds nothing.
+type hold struct {
+	failed time.Time // last
+	wait   time.Duration
+}
+
+// fail is the hold after one more failure.
+func (h hold) fail(now time.Time) hold {
+	if h.wait == 0 || now.Sub(h.failed) > holdMemory {
+		return hold{now, holdLeast}
+	}
+	return hold{now, min(2*h.wait, holdMost)}
+}
+
+// on reports whether it is not time yet to try again.
+func (h hold) on(now time.Time) bool { return now.Before(h.failed.Add(h.wait)) }
+
 // neighbours knows whom the underlay's interface reaches without a router.
 type neighbours struct {
 	mu sync.Mutex // guards h: looks run at the same time
@@ -78,10 +115,16 @@ func (n *neighbours) mac(index int, public netip.Addr) (link.MAC, error) {
 	return n.h.Resolved(index, public)
 }
 
-// passes finds out whether an unencapsulated packet reaches the peer: an echo
-// request of pods' addresses goes straight to the peer's MAC, whatever the
-// routes say. Whichever way the answer comes is right.
-func (p *pinger) passes(ctx context.Context, n *neighbours, index int, public netip.Addr) (Plain, error) {
+// echoes is how many echo requests must all be answered without the tunnel:
+// what goes there is everything that pods send.
+const echoes = 4
+
+// passes finds out whether unencapsulated packets reach the peer: echo
+// requests of pods' addresses go straight to the peer's MAC, whatever the
+// routes say, and a SYN to its responder (service, 0: none): there are
+// networks that pass one kind and drop the other. Whichever way the answers
+// come is right. The echo requests together count as one packet: they are small.
+func (p *pinger) passes(ctx context.Context, b *bucket, n *neighbours, index int, public netip.Addr, service uint16) (Plain, error) {
 	if !public.IsValid() {
 		return PlainElsewhere, nil
 	}
@@ -94,21 +137,40 @@ func (p *pinger) passes(ctx context.Context, n *neighbours, index int, public ne
 	case err != nil:
 		return PlainUnknown, err
 	}
-	for range tries {
+	if err := b.take(ctx); err != nil {
+		return PlainUnknown, err
+	}
+	for range echoes {
 		e := p.request()
 		sent := time.Now()
 		if err := sendFrame(index, mac, e.packet(p.from, p.to, small)); err != nil {
 			return PlainUnknown, err
 		}
-		_, err := p.wait(ctx, e, small, sent)
-		switch {
+		switch _, err := p.wait(ctx, e, small, sent); {
 		case err == nil:
-			return PlainPasses, nil
-		case !lost(err):
+		case lost(err):
+			return PlainFails, nil
+		default:
 			return PlainUnknown, err
 		}
 	}
-	return PlainFails, nil
+	if service == 0 {
+		return PlainPasses, nil
+	}
+	answered, err := synAnswered(ctx, p.from, netip.AddrPortFrom(p.to, service), func(header []byte) error {
+		if err := b.take(ctx); err != nil {
+			return err
+		}
+		return sendFrame(index, mac, ipPacket(p.from, p.to, unix.IPPROTO_TCP, header))
+	})
+	switch {
+	case err != nil:
+		return PlainUnknown, err
+	case answered:
+		return PlainPasses, nil
+	default:
+		return PlainFails, nil
+	}
 }
 
 // sendFrame sends an IP packet to a MAC.

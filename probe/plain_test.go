@@ -41,11 +41,48 @@ func TestPlainPacketsAreProbedOnTheSameLink(t *testing.T) {
 	a.tell(near)
 	a.until(10*time.Second, "plain passes", plain(PlainPasses))
 
-	netnstest.Run(t, b.ns, "nft", "add table inet t; add chain inet t p { type filter hook prerouting priority 0; }; add rule inet t p iifname eth1 ip saddr 10.1.0.0/16 drop")
-	near.Epoch++
-	near.Peers[0].Key += "x" // another peer: nothing is known of it
-	a.tell(near)
-	a.until(20*time.Second, "plain fails", plain(PlainFails))
+	// What passes pings and drops TCP is no way for pods.
+	for i, rule := range []string{"ip saddr 10.1.0.0/16 drop", "meta l4proto tcp drop"} {
+		netnstest.Run(t, b.ns, "nft", "flush ruleset; add table inet t; add chain inet t p { type filter hook prerouting priority 0; }; add rule inet t p iifname eth1 "+rule)
+		near.Epoch++
+		near.Peers[0].Key += "x" // another peer: nothing is known of it
+		a.forget()
+		a.tell(near)
+		if i == 0 { // of IPv4
+			a.until(20*time.Second, "plain fails", plain(PlainFails))
+			continue
+		}
+		a.until(30*time.Second, "plain fails for TCP", func(r Result) bool {
+			return r.Paths[0].Plain == PlainFails && r.Paths[1].Plain == PlainFails
+		})
+	}
+}
+
+// A peer's address may be the anycast address of its containers' bridge too.
+// What comes without the tunnel is then answered from another one.
+func TestAnswerFromAnotherAddress(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t)
+	ip(t, w.hosts[0].ns, "link add eth1 type veth peer name eth1 netns "+w.hosts[1].ns.Path())
+	for i, h := range w.hosts {
+		dev := h.devices()[1]
+		ip(t, h.ns, fmt.Sprintf("addr del %s dev %s", h.own(1), dev))
+		ip(t, h.ns, "link add cni0 type bridge")
+		ip(t, h.ns, "link add port type veth peer name pod")
+		ip(t, h.ns, "link set port master cni0")
+		for _, dev := range []string{"cni0", "port", "pod", "eth1"} {
+			ip(t, h.ns, "link set "+dev+" up")
+		}
+		ip(t, h.ns, fmt.Sprintf("addr add fd00:1:%d::1/64 dev cni0 nodad", h.number))
+		ip(t, h.ns, fmt.Sprintf("addr add %s dev %s nodad", h.own(1), dev))
+		ip(t, h.ns, fmt.Sprintf("addr add fd79::%d/64 dev eth1 nodad", h.number))
+		o := w.hosts[1-i]
+		ip(t, h.ns, fmt.Sprintf("route replace %s/64 via fd79::%d dev eth1", o.own(1), o.number))
+	}
+	w.both()
+	for _, h := range w.hosts {
+		h.until(20*time.Second, "ok", all(OK))
+	}
 }
 
 func indexOf(t *testing.T, h *host, dev string) int {

@@ -51,8 +51,11 @@ type job struct {
 	tcp   [2]bool
 	known [2]int
 	plain [2]Plain // as known before
-	links *neighbours
-	seen  [2]observation
+	// direct: packets to it go without the tunnel. held: that is not to be
+	// tried now.
+	direct, held [2]bool
+	links        *neighbours
+	seen         [2]observation
 }
 
 // New returns a Prober; Run makes it work.
@@ -172,13 +175,15 @@ func (p *Prober) allows(a netip.Addr) bool {
 // job says what is to be found out about a peer now.
 func (p *Prober) job(e *entry) job {
 	j := job{e: e, peer: e.peer, state: p.state, round: p.round, links: p.links}
+	direct, now := e.direct(p.state), time.Now()
 	for i := range e.sides {
 		s := &e.sides[i]
 		j.known[i], j.plain[i] = s.mtu, s.plain
+		j.direct[i], j.held[i] = direct && s.plain == PlainPasses, s.plain == PlainFails && s.hold.on(now)
 		// An exchange costs as much as many pings. In doubt it is owed, else
 		// it is done as the budget allows.
 		if s.used && e.peer.Service != 0 && !e.peer.Down {
-			j.tcp[i] = s.tcp == TCPFails || p.bucket.try(exchangeCost)
+			j.tcp[i] = s.tcp == TCPFails || s.moved || p.bucket.try(exchangeCost)
 		}
 	}
 	return j
@@ -198,6 +203,9 @@ func (p *Prober) learn(j job) {
 	for i := range e.sides {
 		if s := &e.sides[i]; s.used {
 			s.path = s.path.after(j.seen[i], p.state.MTU, e.peer.Down)
+			if !p.state.Plain || !e.peer.Plain && !e.peer.Down { // once it may again it is to show that it can
+				s.plain, s.fell = PlainUnknown, false
+			}
 		}
 	}
 	p.table.done(e, now)
@@ -218,7 +226,7 @@ func (j *job) run(ctx context.Context, b *bucket) {
 		if from.IsValid() && to.IsValid() {
 			both.Go(func() {
 				j.seen[i] = j.look(ctx, b, i, from, to)
-				j.seen[i].at = time.Now()
+				j.seen[i].at, j.seen[i].direct = time.Now(), j.direct[i]
 			})
 		}
 	}
@@ -251,12 +259,9 @@ func (j *job) look(ctx context.Context, b *bucket, family int, from, to netip.Ad
 			return exchangeWith(ctx, from, netip.AddrPortFrom(to, j.peer.Service))
 		}
 	}
-	if j.state.Plain && j.peer.Plain && !j.peer.Down {
+	if j.state.Plain && j.peer.Plain && !j.peer.Down && !j.held[family] {
 		w.plain = func(ctx context.Context) (Plain, error) {
-			if err := b.take(ctx); err != nil {
-				return PlainUnknown, err
-			}
-			return ping.passes(ctx, j.links, j.state.Underlay.Index, ofFamily(j.peer.Public, family))
+			return ping.passes(ctx, b, j.links, j.state.Underlay.Index, ofFamily(j.peer.Public, family), j.peer.Service)
 		}
 	}
 	return look(ctx, w, j.state.MTU, j.known[family], j.plain[family])

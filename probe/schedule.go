@@ -166,7 +166,7 @@ func (t *table) done(e *entry, now time.Time) {
 	for i := range e.sides {
 		switch s := &e.sides[i]; {
 		case !s.used:
-		case s.suspect != "" || s.plainBad == 1:
+		case s.suspect != "" || s.moved:
 			wait = min(wait, doubtful)
 		case s.verdict.Bad():
 			wait = min(wait, bad)

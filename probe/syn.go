@@ -20,8 +20,9 @@ import (
 const tcpHeader = 20
 
 // synAnswered sends SYNs with good checksums and says whether any answer at
-// all came from the port.
-func synAnswered(ctx context.Context, from netip.Addr, to netip.AddrPort) (bool, error) {
+// all came from the port. send sends a TCP header on a way of its own; nil:
+// by the routes.
+func synAnswered(ctx context.Context, from netip.Addr, to netip.AddrPort, send func(packet []byte) error) (bool, error) {
 	network := "ip4:tcp"
 	if from.Is6() {
 		network = "ip6:tcp"
@@ -38,8 +39,11 @@ func synAnswered(ctx context.Context, from netip.Addr, to netip.AddrPort) (bool,
 	ours := uint16(32768 + rand.N(28000)) // an answer to it disturbs no connection: none has this SYN's number
 	packet := syn(from, to, ours, rand.Uint32())
 	buf := make([]byte, 2048)
+	if send == nil {
+		send = func(packet []byte) error { _, err := conn.Write(packet); return err }
+	}
 	for range tries {
-		if _, err := conn.Write(packet); err != nil {
+		if err := send(packet); err != nil {
 			return false, fmt.Errorf("send a SYN: %w", err)
 		}
 		if err := conn.SetReadDeadline(time.Now().Add(patience)); err != nil {

@@ -39,7 +39,7 @@ func exchangeWith(ctx context.Context, from netip.Addr, to netip.AddrPort) (TCP,
 		if how != TCPFails {
 			return how, err
 		}
-		if answered, err := synAnswered(ctx, from, to); err != nil || !answered {
+		if answered, err := synAnswered(ctx, from, to, nil); err != nil || !answered {
 			return TCPFiltered, err
 		}
 		return TCPFails, nil

@@ -11,7 +11,6 @@ import (
 	"slices"
 	"strconv"
 	"strings"
-	"unicode/utf8"
 )
 
 // maxConfigSize is more than anybody writes by hand: a larger value is an
@@ -52,7 +51,7 @@ func noConfig(prefix string) error {
 }
 
 // rawConfig has a field for everything that flannel knows. What is null is
-// taken for absent.
+// taken for absent, but Backend.
 type rawConfig struct {
 	EnableIPv4, EnableIPv6, EnableNFTables                   json.RawMessage
 	Network, SubnetLen, SubnetMin, SubnetMax                 json.RawMessage
@@ -136,6 +135,9 @@ func decodeConfig(b []byte) (rawConfig, error) {
 		}
 		return raw, &ConfigError{"", value, why + example}
 	}
+	if name := duplicate(b); name != "" {
+		return raw, &ConfigError{clip([]byte(name)), clip(b), "is there twice, names match whatever their case; remove one"}
+	}
 	return raw, checkSpelling(all)
 }
 
@@ -183,9 +185,10 @@ func looksLike(a, b string) bool {
 }
 
 // parseBackend reads the Backend object; without one flannel's default is
-// the udp backend.
+// the udp backend. null is not taken for absent: nobody writes it who wants
+// that default.
 func parseBackend(raw json.RawMessage) (Backend, error) {
-	if absent(raw) {
+	if len(raw) == 0 {
 		return Backend{Type: "udp", Raw: json.RawMessage(`{"Type":"udp"}`)}, nil
 	}
 	const remedy = `must name the tunnel; write e.g. "Backend":{"Type":"vxlan"}`
@@ -193,11 +196,41 @@ func parseBackend(raw json.RawMessage) (Backend, error) {
 	if raw[0] != '{' || json.Unmarshal(raw, &b) != nil {
 		return Backend{}, &ConfigError{"Backend", clip(raw), remedy}
 	}
+	if name := duplicate(raw); name != "" {
+		return Backend{}, &ConfigError{"Backend." + clip([]byte(name)), clip(raw), "is there twice, names match whatever their case; remove one"}
+	}
 	var kind string
 	if absent(b.Type) || json.Unmarshal(b.Type, &kind) != nil || kind == "" || len(kind) > 64 {
 		return Backend{}, &ConfigError{"Backend.Type", clip(b.Type), remedy}
 	}
 	return Backend{Type: strings.ToLower(kind), Raw: bytes.Clone(raw)}, nil
+}
+
+// duplicate is the name of a field that a JSON object has before, in whatever
+// case; "" if there is none.
+func duplicate(object []byte) string {
+	d := json.NewDecoder(bytes.NewReader(object))
+	if t, err := d.Token(); err != nil || t != json.Delim('{') {
+		return ""
+	}
+	seen := map[string]bool{}
+	for d.More() {
+		t, err := d.Token()
+		name, ok := t.(string)
+		if err != nil || !ok {
+			return ""
+		}
+		folded := strings.ToLower(strings.ToUpper(name)) // as EqualFold's simple folding
+		if seen[folded] {
+			return name
+		}
+		seen[folded] = true
+		var value json.RawMessage
+		if d.Decode(&value) != nil {
+			return ""
+		}
+	}
+	return ""
 }
 
 func boolField(name string, raw json.RawMessage, def bool) (bool, error) {
@@ -220,12 +253,7 @@ func clip(b []byte) string {
 	if cut {
 		b = b[:4*most]
 	}
-	s := strings.Map(func(r rune) rune {
-		if r == utf8.RuneError || !strconv.IsGraphic(r) {
-			return '?'
-		}
-		return r
-	}, strings.Join(strings.Fields(string(b)), " "))
+	s := printable(strings.Join(strings.Fields(string(b)), " "), len(b))
 	if runes := []rune(s); len(runes) > most {
 		s, cut = string(runes[:most]), true
 	}

@@ -56,6 +56,21 @@ func NewIdentity(dir string) (string, error) {
 	return id, nil
 }
 
+// KeepIdentity writes the identity to dir again unless it is there, so that the
+// host is known at its next start whoever deleted or damaged the file.
+func KeepIdentity(dir, id string) error {
+	if have, err := readIdentity(filepath.Join(dir, "identity")); err == nil && have == id {
+		return nil
+	}
+	if err := os.MkdirAll(dir, 0o755); err != nil {
+		return fmt.Errorf("keep identity: %w", err)
+	}
+	if err := replaceFile(filepath.Join(dir, "identity"), []byte(id+"\n"), 0o600); err != nil {
+		return fmt.Errorf("keep identity: %w", err)
+	}
+	return nil
+}
+
 // errNoIdentity: the file is there, an identity is not in it.
 var errNoIdentity = errors.New("not an identity")
 

@@ -57,3 +57,28 @@ func TestDamagedIdentityIsReplaced(t *testing.T) {
 		}
 	}
 }
+
+func TestDeletedIdentityIsWrittenAgain(t *testing.T) {
+	dir := filepath.Join(t.TempDir(), "flannel")
+	path := filepath.Join(dir, "identity")
+	id, err := LoadIdentity(dir)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for name, damage := range map[string]func() error{
+		"nothing":   func() error { return nil },
+		"file":      func() error { return os.Remove(path) },
+		"directory": func() error { return os.RemoveAll(dir) },
+		"content":   func() error { return os.WriteFile(path, []byte("hello"), 0o600) },
+	} {
+		if err := damage(); err != nil {
+			t.Fatal(err)
+		}
+		if err := KeepIdentity(dir, id); err != nil {
+			t.Errorf("%s: %v", name, err)
+		}
+		if again, err := LoadIdentity(dir); err != nil || again != id {
+			t.Errorf("%s: loaded %q, %v, want %q", name, again, err, id)
+		}
+	}
+}

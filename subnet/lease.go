@@ -7,7 +7,9 @@ import (
 	"maps"
 	"net/netip"
 	"slices"
+	"strconv"
 	"strings"
+	"unicode/utf8"
 
 	"github.com/flanneld/flanneld/store"
 )
@@ -39,7 +41,30 @@ func clipKey(key string) string {
 	if len(key) > most {
 		key = key[:most] + "…"
 	}
-	return strings.ToValidUTF8(key, "?")
+	return printable(key, len(key))
+}
+
+// A lease and a host may have names as long as the DNS allows, and a few words
+// about what they are.
+const mostName, mostWord = 255, 64
+
+// printable makes a name of unknown origin fit to be shown on a terminal and
+// in one line of a log: other characters become '?', and it has at most most
+// bytes. What it returns, it returns as it is.
+func printable(s string, most int) string {
+	s = strings.Map(func(r rune) rune {
+		if r == utf8.RuneError || !strconv.IsGraphic(r) {
+			return '?'
+		}
+		return r
+	}, s)
+	if len(s) <= most {
+		return s
+	}
+	for !utf8.RuneStart(s[most]) {
+		most--
+	}
+	return s[:most]
 }
 
 // attrs is flannel's value of a lease, followed by our own fields.
@@ -100,9 +125,9 @@ func parseLease(subnets string, kv store.KV) (Lease, error) {
 			l.PublicIPs = append(l.PublicIPs, ip)
 		}
 	}
-	l.Type = strings.ToLower(a.BackendType)
+	l.Type = printable(strings.ToLower(a.BackendType), mostWord)
 	l.Data = BackendData{V4: nullToNil(a.BackendData), V6: nullToNil(a.BackendV6Data)}
-	l.Node, l.Identity = a.Node, a.Identity
+	l.Node, l.Identity = printable(a.Node, mostName), a.Identity
 	return l, nil
 }
 

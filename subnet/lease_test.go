@@ -125,9 +125,32 @@ func TestUnservableLeasesAreRefused(t *testing.T) {
 	}
 }
 
+func TestNamesFromTheStoreAreFitForATerminal(t *testing.T) {
+	evil := "a\n\x1b[2J\u202eb"
+	text, err := json.Marshal(evil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	long, _ := json.Marshal(strings.Repeat("ü", 200))
+	for in, want := range map[string]string{string(text): "a??[2J?b", string(long): strings.Repeat("ü", 127), `"host-1.example"`: "host-1.example"} {
+		l, err := ParseLease(testPrefix, leaseKV("10.1.19.0-24", `{"PublicIP":"192.168.77.13","BackendType":`+string(text)+`,"Node":`+in+`}`))
+		if err != nil || l.Node != want || l.Type != "a??[2j?b" {
+			t.Errorf("node %q, type %q, %v, want %q", l.Node, l.Type, err, want)
+		}
+	}
+	h, err := parseHost(evil, store.KV{Session: 1, Value: []byte(`{"Name":` + string(text) + `,"Identity":"1","Instance":"2","Version":` + string(text) + `,"Drivers":[` + string(text) + `]}`)})
+	if err != nil || h.Name != "a??[2J?b" || h.Version != h.Name || h.Drivers[0] != h.Name {
+		t.Errorf("%+v, %v", h, err)
+	}
+	if s := (&RecordError{Key: evil, Remedy: "x"}).Error(); s != "a??[2J?b: x" {
+		t.Errorf("%q", s)
+	}
+}
+
 func FuzzParseLease(f *testing.F) {
 	f.Add("10.1.19.0-24", []byte(flannelValue))
 	f.Add("10.1.19.0-24&fd00:1:19::-64", []byte(`{"PublicIP":"0.0.0.0","PublicIPv6":"fd00:77::13","x":[{}],"Node":"\u0000"}`))
+	f.Add("10.1.19.0-24", []byte(`{"PublicIP":"192.168.77.13","BackendType":"\u2028","Node":"a\n\u001b[2J\u202e`+strings.Repeat("ü", 200)+`"}`))
 	c := mustConfig(f, `{"Network":"10.1.0.0/16"}`)
 	f.Fuzz(func(t *testing.T, name string, value []byte) {
 		l, err := ParseLease(testPrefix, leaseKV(name, string(value)))

@@ -211,6 +211,10 @@ func parseHost(name string, kv store.KV) (Host, error) {
 	case kv.Session == 0:
 		return Host{}, &RecordError{Key: kv.Key, Remedy: "is bound to no etcd lease: the host would live for ever; delete the key"}
 	}
+	h.Name, h.Version = printable(h.Name, mostName), printable(h.Version, mostWord)
+	for i, d := range h.Drivers {
+		h.Drivers[i] = printable(d, mostWord)
+	}
 	return h, nil
 }
 

@@ -220,9 +220,10 @@ func TestBadHostRecordsAreSkipped(t *testing.T) {
 
 func FuzzParseHost(f *testing.F) {
 	f.Add("a", []byte(`{"Name":"a","Identity":"1","Instance":"2","PublicIPs":["192.168.7.1","fd00::1"],"Guard":["10.0.0.1:2379"],"Drivers":["vxlan"]}`))
+	f.Add("a\n\x1b[2J", []byte(`{"Name":"a\n\u001b[2J","Identity":"1","Instance":"2","Version":"\u202e","Drivers":["\r"]}`))
 	f.Fuzz(func(t *testing.T, name string, value []byte) {
 		h, err := parseHost(name, store.KV{Key: HostKey(testPrefix, name), Value: value, Session: 1})
-		if err == nil && (h.Name != name || h.Identity == "" || h.Instance == "") {
+		if err == nil && (h.Name != printable(name, mostName) || h.Identity == "" || h.Instance == "") {
 			t.Fatalf("%q: %+v", value, h)
 		}
 		if err != nil && len(err.Error()) > 2000 {

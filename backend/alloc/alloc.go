@@ -6,7 +6,6 @@ package alloc
 import (
 	"context"
 	"errors"
-	"fmt"
 
 	"github.com/flanneld/flanneld/backend"
 	"github.com/flanneld/flanneld/backend/routed"
@@ -91,7 +90,7 @@ func (d *Device) Sync(ctx context.Context, _ *subnet.Lease, peers []backend.Peer
 	for _, p := range peers {
 		if p.Lease.Type != Type && p.Lease.Type != "" {
 			errs = append(errs, &backend.PeerError{Peer: p.Lease,
-				Err: fmt.Errorf("backend type %q is not %s: give both hosts one configuration", routed.Clip(p.Lease.Type), Type)})
+				Err: routed.OtherType(p.Lease, Type)})
 		}
 	}
 	return errors.Join(errs...)

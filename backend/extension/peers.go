@@ -72,7 +72,7 @@ func (d *Device) wanted(peers []backend.Peer) (map[string]want, []error) {
 func (d *Device) parse(l *subnet.Lease) (input, error) {
 	in := input{Interface: d.underlay.Link, MTU: d.mtu}
 	if l.Type != Type {
-		return in, fmt.Errorf("backend type %q is not %s: give both hosts one configuration", routed.Clip(l.Type), Type)
+		return in, routed.OtherType(l, Type)
 	}
 	for _, r := range d.cfg.Ranges {
 		v4 := r.Network.Addr().Is4()

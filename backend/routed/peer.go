@@ -102,7 +102,7 @@ func (d *Device[D]) update(now []backend.Peer) []change[D] {
 func (d *Device[D]) parse(p *peer[D]) {
 	l := p.lease
 	if l.Type != d.kind.Type && (l.Type != "" || !d.kind.Untyped) {
-		p.err = fmt.Errorf("backend type %q is not %s: give both hosts one configuration", Clip(l.Type), d.kind.Type)
+		p.err = OtherType(l, d.kind.Type)
 		return
 	}
 	for i, t := range d.tables {
@@ -118,6 +118,17 @@ func (d *Device[D]) parse(p *peer[D]) {
 		}
 		s.valid = true
 	}
+}
+
+// OtherType is what is wrong with a peer of another backend than this network's.
+func OtherType(l *subnet.Lease, network string) error {
+	host := "its host"
+	if l.Node != "" {
+		host = "host " + Clip(l.Node)
+	} else if len(l.PublicIPs) > 0 {
+		host = "host " + l.PublicIPs[0].String()
+	}
+	return fmt.Errorf("backend type %q is not %s: the daemon of %s is down or refused the present configuration, see its log", Clip(l.Type), network, host)
 }
 
 // check fills in a side and says what is wrong with it.

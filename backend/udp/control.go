@@ -16,6 +16,7 @@ import (
 	"os"
 	"time"
 
+	"github.com/flanneld/flanneld/backend/outlive"
 	"github.com/flanneld/flanneld/backend/udp/loop"
 )
 
@@ -91,8 +92,9 @@ type conversation struct {
 	greeting
 }
 
-// connect finds a device's keeper.
-func connect(ctx context.Context, socket string) (*conversation, error) {
+// connect finds a device's keeper. One that does not answer in time is ended,
+// and its device with it: errNoKeeper.
+func connect(ctx context.Context, device, socket string) (*conversation, error) {
 	var d net.Dialer
 	conn, err := d.DialContext(ctx, "unix", socket)
 	if err != nil {
@@ -102,7 +104,14 @@ func connect(ctx context.Context, socket string) (*conversation, error) {
 	_ = conn.SetDeadline(time.Now().Add(patience))
 	if err := c.hear(&c.greeting); err != nil {
 		conn.Close()
-		return nil, fmt.Errorf("greeting: %w", err)
+		if !errors.Is(err, os.ErrDeadlineExceeded) {
+			return nil, fmt.Errorf("greeting: %w", err)
+		}
+		pid, err := outlive.Kill(ctx, device, socket)
+		if err != nil {
+			return nil, err
+		}
+		return nil, fmt.Errorf("%w: process %d did not answer for %s and was killed, a new one is started", errNoKeeper, pid, patience)
 	}
 	return c, nil
 }

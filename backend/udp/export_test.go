@@ -13,7 +13,7 @@ func KeeperOf(ctx context.Context, dir, device string, ns *netns.NS) (pid int, c
 	if err != nil {
 		return 0, c, err
 	}
-	talk, err := connect(ctx, path)
+	talk, err := connect(ctx, device, path)
 	if err != nil {
 		return 0, c, err
 	}

@@ -313,3 +313,27 @@ func TestADaemonKilledLosesNothing(t *testing.T) {
 		t.Errorf("keeper %d, %v, was %d", after, err, before)
 	}
 }
+
+func TestAKeeperThatDoesNotAnswerIsReplaced(t *testing.T) {
+	c, dir := cluster(t, 2)
+	start(t, c)
+	a, b := c.Hosts[0], c.Hosts[1]
+	before, _, err := udp.KeeperOf(t.Context(), dir, "flannel0", a.NS)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := syscall.Kill(before, syscall.SIGSTOP); err != nil {
+		t.Fatal(err)
+	}
+	began := time.Now()
+	a.Device.Forget()
+	a.Sync(t, a.Peers()...)
+	if took := time.Since(began); took > 8*time.Second {
+		t.Errorf("took %s", took)
+	}
+	after, _, err := udp.KeeperOf(t.Context(), dir, "flannel0", a.NS)
+	if err != nil || after == before {
+		t.Errorf("keeper %d, %v, was %d", after, err, before)
+	}
+	a.Reach(t, b)
+}

@@ -141,7 +141,8 @@ func socket(dir, device string, ns *netns.NS) (string, error) {
 
 // ensure adopts the device of a keeper that fits, or replaces it.
 func (d *Device) ensure(h *link.Handle, t *routed.Tunnel) error {
-	ctx, cancel := context.WithTimeout(context.Background(), patience)
+	// A keeper that does not answer is waited for, and so is its successor.
+	ctx, cancel := context.WithTimeout(context.Background(), 3*patience)
 	defer cancel()
 	path, err := socket(d.dir, t.Name, d.ns)
 	if err != nil {
@@ -155,7 +156,7 @@ func (d *Device) ensure(h *link.Handle, t *routed.Tunnel) error {
 	case err != nil:
 	case l.Kind != linkKind:
 		err = fmt.Errorf("%s is a device of another kind (%s) and somebody else's: rename or delete it (ip link del %s)", t.Name, l.Kind, t.Name)
-	case !fits(ctx, path, l.Index, local):
+	case !fits(ctx, path, &l, local):
 		if err = remove(ctx, h, &l, path); err == nil {
 			l, err = d.start(ctx, h, t, local, path)
 		}
@@ -171,19 +172,19 @@ func (d *Device) ensure(h *link.Handle, t *routed.Tunnel) error {
 
 // fits reports whether a device has a keeper, and one that does just what it
 // must.
-func fits(ctx context.Context, path string, index int, local netip.AddrPort) bool {
-	c, err := connect(ctx, path)
+func fits(ctx context.Context, path string, l *link.Link, local netip.AddrPort) bool {
+	c, err := connect(ctx, l.Name, path)
 	if err != nil {
 		return false
 	}
 	defer c.close()
-	return c.Version == version && c.Index == index && c.Local == local
+	return c.Version == version && c.Index == l.Index && c.Local == local
 }
 
 // remove deletes a device and waits until its keeper, which holds the port,
 // has ended.
 func remove(ctx context.Context, h *link.Handle, l *link.Link, path string) error {
-	c, err := connect(ctx, path)
+	c, err := connect(ctx, l.Name, path)
 	if err == nil {
 		defer c.close()
 	}
@@ -201,7 +202,7 @@ func remove(ctx context.Context, h *link.Handle, l *link.Link, path string) erro
 // start starts a keeper, which makes the device. One that is there has another
 // device, which somebody renamed, or none and is about to end.
 func (d *Device) start(ctx context.Context, h *link.Handle, t *routed.Tunnel, local netip.AddrPort, path string) (link.Link, error) {
-	if c, err := connect(ctx, path); err == nil {
+	if c, err := connect(ctx, t.Name, path); err == nil {
 		if err = h.DeleteLink(c.Index); err == nil {
 			err = c.wait()
 		}
@@ -246,7 +247,7 @@ func (d *Device) tell(ctx context.Context, t *routed.Tunnel, served iter.Seq[*ro
 	if err != nil {
 		return err
 	}
-	c, err := connect(ctx, path)
+	c, err := connect(ctx, t.Name, path)
 	if err != nil {
 		return fmt.Errorf("%s: %w", t.Name, err)
 	}

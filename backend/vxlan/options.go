@@ -35,7 +35,7 @@ func parseOptions(n subnet.Config) (options, error) {
 			mostVNI = mostVNI6
 		}
 	}
-	err := routed.ParseOptions(n, "VNI, Port, MTU, GBP, Learning, DirectRouting", func(name string, f routed.Option) (bool, error) {
+	err := routed.ParseOptions(n, "VNI, Port, MTU, GBP, Learning, DirectRouting, MacPrefix", func(name string, f routed.Option) (bool, error) {
 		switch name {
 		case "macprefix": // flannel's, for Windows hosts only
 			return true, nil

@@ -86,7 +86,8 @@ func (d *device) close() error {
 // and gives it what one of its tunnels needs. See routed.Kind.
 func (d *device) ensure(h *link.Handle, t *routed.Tunnel) error {
 	if t == d.tunnels[0] {
-		ctx, stop := context.WithTimeout(context.Background(), patience)
+		// A process that does not answer is waited for, and so is its successor.
+		ctx, stop := context.WithTimeout(context.Background(), 3*patience)
 		defer stop()
 		d.usable = nil
 		has, err := d.exist(ctx, h)
@@ -145,8 +146,8 @@ func (d *device) exist(ctx context.Context, h *link.Handle) (wg.State, error) {
 	return d.impl.Read(ctx)
 }
 
-// adopt takes a device that is there, and reads it. Only one that nobody runs
-// is unfit, not one that does not answer for now.
+// adopt takes a device that is there, and reads it. One that nobody runs is
+// unfit, one whose process does not answer too: that is ended.
 func (d *device) adopt(ctx context.Context, l *link.Link) (wg.State, error) {
 	switch {
 	case l.Kind == link.KindWireGuard && !d.userspaceOnly:
@@ -161,7 +162,15 @@ func (d *device) adopt(ctx context.Context, l *link.Link) (wg.State, error) {
 		}
 		return s, err
 	case l.Kind == link.KindTUN:
-		s, err := d.socket.Read(ctx)
+		answer, stop := context.WithTimeout(ctx, patience)
+		s, err := d.socket.Read(answer)
+		stop()
+		if errors.Is(err, context.DeadlineExceeded) {
+			if _, err := outlive.Kill(ctx, d.name, d.socket.Path); err != nil {
+				return s, err
+			}
+			return s, errUnfit
+		}
 		if errors.Is(err, fs.ErrNotExist) {
 			return s, errUnfit
 		}

@@ -147,6 +147,7 @@ func TestRotatedKeyLosesAtMostAHandshake(t *testing.T) {
 	up(t, c)
 	a, b := c.Hosts[0], c.Hosts[1]
 	a.Reach(t, b)
+	time.Sleep(100 * time.Millisecond) // WireGuard drops a handshake that begins within 20 ms of another
 	former := string(b.Device.Info().Data.V4)
 	var waits []func() (sent, lost int)
 	for _, s := range b.Own.Subnets {
@@ -277,6 +278,25 @@ func TestKilledProcessIsReplaced(t *testing.T) {
 	}
 	if after := a.Device.Info(); fmt.Sprint(after) != fmt.Sprint(info) {
 		t.Errorf("Info was %+v and is %+v", info, after)
+	}
+}
+
+func TestStoppedProcessIsReplaced(t *testing.T) {
+	c, p := cluster(t, "", ipv4, 2)
+	up(t, c)
+	a, b := c.Hosts[0], c.Hosts[1]
+	pid := p.keeper(t, a, "flannel-wg")
+	if pid == 0 {
+		t.Skip("this kernel has WireGuard: no process to stop")
+	}
+	if err := syscall.Kill(pid, syscall.SIGSTOP); err != nil {
+		t.Fatal(err)
+	}
+	a.Device.Forget()
+	a.Sync(t, b.Own)
+	b.Reach(t, a)
+	if now := p.keeper(t, a, "flannel-wg"); now == pid || now == 0 {
+		t.Errorf("process %d after %d", now, pid)
 	}
 }
 

@@ -9,6 +9,7 @@ import (
 	"path/filepath"
 
 	wg "github.com/flanneld/flanneld/kernel/wireguard"
+	"golang.org/x/sys/unix"
 )
 
 // loadKey returns the private key in a file, which flannel may have written,
@@ -27,12 +28,16 @@ func loadKey(path string) (k wg.Secret, isNew bool, err error) {
 }
 
 func readKey(path string) (wg.Secret, error) {
-	f, err := os.Open(path)
+	// A pipe would have the daemon wait for whoever writes to it.
+	f, err := os.OpenFile(path, os.O_RDONLY|unix.O_NONBLOCK, 0)
 	if err != nil {
 		return wg.Secret{}, err
 	}
 	defer f.Close()
 	st, err := f.Stat()
+	if err == nil && !st.Mode().IsRegular() {
+		err = fmt.Errorf("%s is no regular file (%v): remove it to have a new key made", path, st.Mode().Type())
+	}
 	if err == nil && st.Mode().Perm()&0o077 != 0 {
 		err = f.Chmod(st.Mode().Perm() &^ 0o077)
 	}

@@ -96,6 +96,9 @@ type Peer struct {
 	// none to renew (flannel).
 	Live  *bool  `json:"live,omitempty"`
 	Error string `json:"error,omitempty"` // why it is not served
+	// Plain: probes allow that packets go to it without the tunnel, and so the
+	// driver was told.
+	Plain bool `json:"plain,omitempty"`
 	// Probes tell whether packets reach it, one of each family; empty as long
 	// as nobody knows, and where there is no tunnel of ours.
 	Probes []Probe `json:"probes,omitempty"`

@@ -105,10 +105,8 @@ func printStatus(w io.Writer, s api.Status, now time.Time) {
 
 // tunnel is how packets get to a peer.
 func tunnel(p api.Peer) string {
-	for _, w := range p.Probes {
-		if w.Plain == "passes" {
-			return p.Driver + "/plain"
-		}
+	if p.Plain {
+		return p.Driver + "/plain"
 	}
 	return p.Driver
 }

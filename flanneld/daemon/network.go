@@ -266,7 +266,7 @@ func (n *network) carry(ctx context.Context) {
 		n.offErr = n.fixOffload()
 	}
 	n.tellProbes(now)
-	errs = append(errs, n.writeEnv())
+	errs = append(errs, n.writeEnv(), subnet.KeepIdentity(config.StateDir, n.self.Identity))
 	n.syncErr = errors.Join(errs...)
 	n.trouble(errors.Join(n.upErr, n.syncErr))
 	n.say()

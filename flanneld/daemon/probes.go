@@ -248,11 +248,25 @@ func (p *probes) take(r probe.Result, now time.Time) (moved bool) {
 	}
 	way := probe.Way(p.said.Plain, x.peer, r.Plain())
 	moved = way != x.way
-	if moved && x.way == backend.WayPlain && p.mayLog(now) {
-		p.log.Warn("packets without the tunnel no longer reach a peer, they go through it now", "peer", r.Name)
+	switch {
+	case !moved:
+	case way == backend.WayPlain && x.way == backend.WayUnknown: // nothing per peer at the start
+		p.log.Debug("host is reached without the tunnel", "peer", r.Name)
+	case way == backend.WayPlain && p.mayLog(now):
+		p.log.Info("host is reached without the tunnel", "peer", r.Name)
+	case x.way == backend.WayPlain && p.mayLog(now):
+		p.log.Info("host is reached through the tunnel again", "peer", r.Name, "reason", plainReason(r.Plain()))
 	}
 	x.way = way
 	return moved
+}
+
+// plainReason says why a peer is not reached without the tunnel.
+func plainReason(p probe.Plain) string {
+	if p == probe.PlainElsewhere {
+		return "it is no longer on the same link"
+	}
+	return "packets without it do not arrive"
 }
 
 // mayLog bounds the lines about peers: where all are gone at once the first

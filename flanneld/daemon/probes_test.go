@@ -79,8 +79,13 @@ func TestPacketsGoTheWayThatProbesFound(t *testing.T) {
 	if !p.take(passes, time.Now()) || way()[2] != backend.WayTunnel {
 		t.Errorf("ways %v", way())
 	}
-	if !strings.Contains(log.String(), "peer=host3") {
-		t.Errorf("log %q", &log)
+	passes.Paths[0].Plain = probe.PlainPasses
+	p.take(passes, time.Now())
+	p.take(passes, time.Now())
+	for _, line := range []string{"host is reached through the tunnel again\" peer=host3", "host is reached without the tunnel\" peer=host3"} {
+		if strings.Count(log.String(), "level=INFO") != 2 || strings.Count(log.String(), line) != 1 {
+			t.Errorf("log %q", &log)
+		}
 	}
 	if p.take(probe.Result{Key: "gone", Paths: passes.Paths}, time.Now()) {
 		t.Error("a peer that is gone changes something")

@@ -9,6 +9,7 @@ import (
 	"strings"
 	"time"
 
+	"github.com/flanneld/flanneld/backend"
 	"github.com/flanneld/flanneld/flanneld/api"
 	"github.com/flanneld/flanneld/subnet"
 )
@@ -91,6 +92,9 @@ func (n *network) peerStatus(p *subnet.Lease, known time.Time) api.Peer {
 		Node: p.Node, Subnets: p.Subnets, PublicIPs: p.PublicIPs, Driver: p.Type,
 		Known: known, Synced: n.synced, Error: n.unserved[p.Key],
 		Probes: n.probes.of(p.Key).status(),
+	}
+	if x := n.probes.of(p.Key); x != nil {
+		out.Plain = x.way == backend.WayPlain
 	}
 	if p.Identity != "" {
 		_, live := n.view.Live(p)
