@@ -33,19 +33,8 @@ var _ backend.Device = (*Device)(nil)
 
 // Check says what is wrong with the configuration. See backend.Driver.
 func (Driver) Check(n subnet.Config) error {
-	_, err := parseOptions(n)
+	_, err := routed.ParseMTU(n)
 	return err
-}
-
-// parseOptions returns the MTU that is asked for, 0 for the interface's.
-func parseOptions(n subnet.Config) (mtu int, err error) {
-	err = routed.ParseOptions(n, "MTU", func(name string, f routed.Option) (bool, error) {
-		if name != "mtu" {
-			return false, nil
-		}
-		return true, f.Size(&mtu, n.Ranges, routed.Overhead{})
-	})
-	return mtu, err
 }
 
 // Open leaves the host as it is. See backend.Driver.
@@ -53,7 +42,7 @@ func (drv Driver) Open(ctx context.Context, n subnet.Config, u backend.Underlay,
 	if err := ctx.Err(); err != nil {
 		return nil, err
 	}
-	asked, err := parseOptions(n)
+	asked, err := routed.ParseMTU(n)
 	if err != nil {
 		return nil, err
 	}

@@ -39,19 +39,8 @@ var _ backend.Device = (*Device)(nil)
 
 // Check says what is wrong with the configuration. See backend.Driver.
 func (Driver) Check(n subnet.Config) error {
-	_, err := parseOptions(n)
+	_, err := routed.ParseMTU(n)
 	return err
-}
-
-// parseOptions returns the MTU that is asked for, 0 for the interface's.
-func parseOptions(n subnet.Config) (mtu int, err error) {
-	err = routed.ParseOptions(n, "MTU", func(name string, f routed.Option) (bool, error) {
-		if name != "mtu" {
-			return false, nil
-		}
-		return true, f.Size(&mtu, n.Ranges, routed.Overhead{})
-	})
-	return mtu, err
 }
 
 // Open makes the interface for the address. See backend.Driver.
@@ -59,7 +48,7 @@ func (drv Driver) Open(ctx context.Context, n subnet.Config, u backend.Underlay,
 	if err := ctx.Err(); err != nil {
 		return nil, err
 	}
-	asked, err := parseOptions(n)
+	asked, err := routed.ParseMTU(n)
 	if err != nil {
 		return nil, err
 	}

@@ -48,6 +48,19 @@ func ParseOptions(n subnet.Config, known string, set func(name string, o Option)
 	return nil
 }
 
+// ParseMTU reads the Backend object of a driver that adds nothing to packets
+// and has no option but MTU: 0 is the interface's. Errors are
+// *subnet.ConfigError.
+func ParseMTU(n subnet.Config) (mtu int, err error) {
+	err = ParseOptions(n, "MTU", func(name string, f Option) (bool, error) {
+		if name != "mtu" {
+			return false, nil
+		}
+		return true, f.Size(&mtu, n.Ranges, Overhead{})
+	})
+	return mtu, err
+}
+
 // Refuse is the error that tells what is wrong with the option.
 func (o Option) Refuse(remedy string) error {
 	return &subnet.ConfigError{Field: "Backend." + o.Name, Value: Clip(string(o.Value)), Remedy: remedy}
