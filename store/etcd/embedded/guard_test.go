@@ -98,7 +98,9 @@ func TestGrowthIsRefusedBeforeEtcdFreezes(t *testing.T) {
 		_, err := c.Commit(t.Context(), store.Txn{Put: []store.Put{{Key: "/new"}}})
 		return err == nil
 	})
-	eventually(t, "the file is small again", func() bool { return s.Status().Size < small/2 })
+	// Which deletions the last defragmentation saw is chance: what is promised
+	// is a file that needs none.
+	eventually(t, "the file is small again", func() bool { return s.Status().Size <= small/100*percentTidy })
 	eventually(t, "it is said", func() bool { return strings.Contains(log.String(), "takes everything again") })
 }
 
