@@ -59,12 +59,14 @@ type rawConfig struct {
 	Backend                                                  json.RawMessage
 	// Accepted by flannel in its own structure, without effect there or here.
 	Networks, IPv6Networks json.RawMessage
+	// Ours: flannel ignores it.
+	ServiceNetwork json.RawMessage
 }
 
 // knownFields are the names in rawConfig.
 func knownFields() []string {
 	return []string{"EnableIPv4", "EnableIPv6", "EnableNFTables", "Network", "SubnetLen", "SubnetMin", "SubnetMax",
-		"IPv6Network", "IPv6SubnetLen", "IPv6SubnetMin", "IPv6SubnetMax", "Backend", "Networks", "IPv6Networks"}
+		"IPv6Network", "IPv6SubnetLen", "IPv6SubnetMin", "IPv6SubnetMax", "Backend", "Networks", "IPv6Networks", "ServiceNetwork"}
 }
 
 // ParseConfig reads a network configuration in flannel's format, with
@@ -106,6 +108,9 @@ func ParseConfig(b []byte) (Config, error) {
 			return Config{}, err
 		}
 		c.Ranges = append(c.Ranges, r)
+	}
+	if c.Services, err = parseServices(raw.ServiceNetwork, c.Ranges); err != nil {
+		return Config{}, err
 	}
 	c.Backend, err = parseBackend(raw.Backend)
 	return c, err
@@ -265,7 +270,7 @@ func clip(b []byte) string {
 
 // Equal says whether two configurations mean the same.
 func (c Config) Equal(o Config) bool {
-	return slices.Equal(c.Ranges, o.Ranges) && c.Backend.Type == o.Backend.Type && sameJSON(c.Backend.Raw, o.Backend.Raw)
+	return slices.Equal(c.Ranges, o.Ranges) && slices.Equal(c.Services, o.Services) && c.Backend.Type == o.Backend.Type && sameJSON(c.Backend.Raw, o.Backend.Raw)
 }
 
 // Fits says whether subnets are what a host may hold under this
