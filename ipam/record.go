@@ -44,9 +44,11 @@ type Record struct {
 	Inside     []netip.Prefix `json:"inside,omitempty"`
 	// Guarded: the host's port lets only the record's addresses pass.
 	Guarded bool `json:"guarded,omitempty"`
-	// Names and Labels come from the container engine.
-	Names  []string          `json:"names,omitempty"`
-	Labels map[string]string `json:"labels,omitempty"`
+	// Namespace (Kubernetes'), Names and Labels are as the container engine
+	// gave them. Names are the container's own first, then its aliases.
+	Namespace string            `json:"namespace,omitempty"`
+	Names     []string          `json:"names,omitempty"`
+	Labels    map[string]string `json:"labels,omitempty"`
 	// BootID of the machine: no container outlives a reboot.
 	BootID  string    `json:"bootID"`
 	Created time.Time `json:"created"`

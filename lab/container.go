@@ -1,6 +1,7 @@
 package lab
 
 import (
+	"cmp"
 	"context"
 	"encoding/json"
 	"errors"
@@ -30,7 +31,8 @@ const Conflist = `{
       "type": "flanneld-bridge",
       "isDefaultGateway": true,
       "hairpinMode": true,
-      "ipam": {"type": "flanneld-ipam"}
+      "ipam": {"type": "flanneld-ipam"},
+      "capabilities": {"aliases": true}
     }
   ]
 }
@@ -45,20 +47,40 @@ type Container struct {
 	Addrs []netip.Prefix
 	// Conflist is the CNI configuration it was plugged in with.
 	Conflist json.RawMessage
+	// Namespace is Kubernetes', as the plugins were told; "" if they were told
+	// none.
+	Namespace string `json:",omitempty"`
 
 	host *Host
 }
 
-// Attach makes a container and plugs it in with a CNI configuration list;
-// "" is Conflist. On error nothing is left of it.
+// Plug says how a container is plugged in. The zero value is the pod network,
+// without labels.
+type Plug struct {
+	Conflist string // CNI configuration list; "": Conflist
+	// Namespace and Labels are what the plugins are told, as a container engine
+	// does.
+	Namespace string
+	Labels    map[string]string
+}
+
+// Attach is AttachAs with a CNI configuration list alone; "" is Conflist.
 func (h *Host) Attach(ctx context.Context, name, conflist string) (*Container, error) {
+	return h.AttachAs(ctx, name, Plug{Conflist: conflist})
+}
+
+// AttachAs makes a container and plugs it in. Its name is also what the plugins
+// are told as the pod's. If they name DNS servers, what runs in it asks those.
+// On error nothing is left of it.
+func (h *Host) AttachAs(ctx context.Context, name string, p Plug) (*Container, error) {
 	if err := checkName("container", name); err != nil {
 		return nil, err
 	}
-	if conflist == "" {
-		conflist = Conflist
+	conflist, err := labelled(cmp.Or(p.Conflist, Conflist), p.Labels)
+	if err != nil {
+		return nil, fmt.Errorf("CNI configuration of container %s: %w", name, err)
 	}
-	c := &Container{Name: name, Conflist: json.RawMessage(conflist), host: h}
+	c := &Container{Name: name, Conflist: conflist, Namespace: p.Namespace, host: h}
 	list, err := libcni.NetworkConfFromBytes(c.Conflist)
 	if err != nil {
 		return nil, fmt.Errorf("CNI configuration of container %s: %w", name, err)
@@ -80,7 +102,7 @@ func (h *Host) Attach(ctx context.Context, name, conflist string) (*Container, e
 			bits, _ := ip.Address.Mask.Size()
 			c.Addrs = append(c.Addrs, netip.PrefixFrom(addr.Unmap(), bits))
 		}
-		return nil
+		return c.writeResolvConf(r.DNS)
 	})
 	if err == nil {
 		err = c.save()
@@ -156,7 +178,7 @@ func (c *Container) Detach(ctx context.Context) error {
 	}
 	errs = append(errs,
 		c.host.Do(func() error {
-			return errors.Join(c.cni().DelNetworkList(ctx, list, c.runtime()), netns.Remove(c.netns()))
+			return errors.Join(c.cni().DelNetworkList(ctx, list, c.runtime()), netns.Remove(c.netns()), os.RemoveAll(filepath.Dir(resolvConf(c.Name))))
 		}),
 		os.Remove(c.file()))
 	if err := errors.Join(errs...); err != nil {
@@ -217,7 +239,11 @@ func (c *Container) cni() *libcni.CNIConfig {
 }
 
 func (c *Container) runtime() *libcni.RuntimeConf {
-	return &libcni.RuntimeConf{ContainerID: c.Name, NetNS: c.netns(), IfName: "eth0"}
+	args := [][2]string{{"IgnoreUnknown", "1"}, {"K8S_POD_NAME", c.Name}}
+	if c.Namespace != "" {
+		args = append(args, [2]string{"K8S_POD_NAMESPACE", c.Namespace})
+	}
+	return &libcni.RuntimeConf{ContainerID: c.Name, NetNS: c.netns(), IfName: "eth0", Args: args}
 }
 
 func (c *Container) space() space { return space{dir: c.host.dir(), netns: c.netns()} }

@@ -83,6 +83,69 @@ func TestContainerIsPluggedInAndOut(t *testing.T) {
 	}
 }
 
+// dnsPlugin tells what it was told, and about DNS.
+const dnsPlugin = `#!/bin/sh
+case $CNI_COMMAND in
+ADD)
+	{ echo "$CNI_ARGS"; cat; echo; } > /run/told
+	echo '{"cniVersion":"1.0.0","dns":{"nameservers":["10.9.9.1","fd00::1"],"search":["a.example","example"],"options":["timeout:3","attempts:3"]}}' ;;
+DEL) echo "$CNI_ARGS" >> /run/deleted ;;
+esac
+`
+
+func TestContainerHasNameLabelsAndResolver(t *testing.T) {
+	t.Parallel()
+	l := newLab(t, 1)
+	if err := os.WriteFile(filepath.Join(l.Programs, "dnsplugin"), []byte(dnsPlugin), 0o755); err != nil {
+		t.Fatal(err)
+	}
+	h := host(t, l, "host1")
+	const conflist = `{"cniVersion":"1.0.0","name":"test","plugins":[{"type":"dnsplugin","args":{"cni":{"ips":["10.9.9.9"]},"other":1}}]}`
+	before := output(t, h.Command(t.Context(), "cat", "/etc/resolv.conf"))
+	c, err := h.AttachAs(t.Context(), "web", Plug{Conflist: conflist, Namespace: "shop", Labels: map[string]string{"tier": "front", "app": "sample"}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	told, err := h.ReadFile("/run/told")
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, w := range []string{"K8S_POD_NAME=web", "K8S_POD_NAMESPACE=shop", "IgnoreUnknown=1",
+		`"labels":[{"key":"app","value":"sample"},{"key":"tier","value":"front"}]`, `"ips":["10.9.9.9"]`, `"other":1`} {
+		if !strings.Contains(string(told), w) {
+			t.Errorf("the plugin was not told %q: %s", w, told)
+		}
+	}
+	want := "nameserver 10.9.9.1\nnameserver fd00::1\nsearch a.example example\noptions timeout:3 attempts:3"
+	if got := output(t, c.Command(t.Context(), "cat", "/etc/resolv.conf")); got != want {
+		t.Errorf("resolv.conf %q, want %q", got, want)
+	}
+	if got := output(t, h.Command(t.Context(), "cat", "/etc/resolv.conf")); got != before {
+		t.Errorf("the host's resolv.conf became %q", got)
+	}
+	again, err := h.Container("web")
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := again.Detach(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	if b, err := h.ReadFile("/run/deleted"); err != nil || !strings.Contains(string(b), "K8S_POD_NAMESPACE=shop") {
+		t.Errorf("DEL was told %q, %v", b, err)
+	}
+	if got := output(t, h.Command(t.Context(), "ls", "/etc/netns")); got != "" {
+		t.Errorf("%q is left", got)
+	}
+}
+
+func TestConfigurationThatCannotCarryLabelsIsRefused(t *testing.T) {
+	for _, conflist := range []string{"{", `{"plugins":1}`, `{"plugins":[1]}`} {
+		if _, err := labelled(conflist, map[string]string{"a": "b"}); err == nil {
+			t.Errorf("%s is taken", conflist)
+		}
+	}
+}
+
 func TestContainerThatFailsLeavesNothing(t *testing.T) {
 	t.Parallel()
 	l := newLab(t, 1)

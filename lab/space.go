@@ -20,7 +20,8 @@ type space struct {
 	// a path inside the host's mount namespace.
 	netns string
 	// private gives what runs here a mount namespace of its own, with the
-	// /sys of netns, and this host name.
+	// /sys of netns and the resolv.conf of the container of this name, and it
+	// is the host name.
 	private string
 }
 
@@ -85,7 +86,7 @@ func (s space) enter() error {
 	if err := unix.Mount("", "/", "", unix.MS_REC|unix.MS_SLAVE, ""); err != nil {
 		return fmt.Errorf("make mounts of container %s slaves: %w", s.netns, err)
 	}
-	return errors.Join(mountSys(), unix.Sethostname([]byte(s.private)))
+	return errors.Join(mountSys(), mountResolvConf(s.private), unix.Sethostname([]byte(s.private)))
 }
 
 // onThread runs f on an operating system thread that ends with it, so that f

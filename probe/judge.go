@@ -3,8 +3,10 @@ package probe
 import (
 	"errors"
 	"fmt"
+	"iter"
 	"net/netip"
 	"strconv"
+	"strings"
 	"time"
 )
 
@@ -37,7 +39,7 @@ type path struct {
 	mtu      int
 	underlay bool // as of the last silent look
 	tcp      TCP
-	tcpAt    time.Time
+	tcpAt    time.Time // of the last exchange that told something; zero: all is to be looked at anew
 	plain    Plain
 	hold     hold // of plain
 	direct   bool // as of the last look: rtt and mtu are those without the tunnel
@@ -114,7 +116,7 @@ func (p path) plainAfter(o observation, down bool) path {
 func (p path) show(s *State, peer *Peer, family int) Path {
 	out := Path{
 		Addr: ofFamily(peer.Addrs, family), Verdict: p.verdict, RTT: p.rtt, MTU: p.mtu,
-		TCP: p.tcp, Plain: p.plain, At: p.at,
+		TCP: p.tcp, Plain: p.plain, At: p.at, Underlay: p.verdict == Unreachable && p.underlay,
 	}
 	if out.Verdict == "" {
 		out.Verdict = Unknown
@@ -169,6 +171,71 @@ type Tunnel struct {
 	Name     string   // "VXLAN"
 	Protocol uint8    // 0: none, packets go as they are
 	Ports    []uint16 // at the receiver; of UDP
+}
+
+// Alone tells, of several peers, in which families (0: IPv4, 1: IPv6) none
+// answers: then the fault is more likely this host's own than theirs. A peer
+// that is known not to live does not count. message says it once for all, ""
+// if there is no such family. It is stable text.
+func Alone(s State, all iter.Seq[Result]) (alone [2]bool, message string) {
+	var silent, other [2]int
+	underlay := false
+	for r := range all {
+		for _, p := range r.Paths {
+			family := familyOf(p.Addr)
+			switch p.Verdict {
+			case Down:
+			case Unreachable:
+				silent[family]++
+				underlay = underlay || p.Underlay
+			default:
+				other[family]++
+			}
+		}
+	}
+	for i := range alone {
+		alone[i] = silent[i] >= 2 && other[i] == 0
+	}
+	by := ""
+	switch {
+	case alone == [2]bool{}:
+		return alone, ""
+	case other[0] > 0:
+		by = " by IPv6"
+	case other[1] > 0:
+		by = " by IPv4"
+	}
+	if !underlay {
+		return alone, fmt.Sprintf("no peer answers%s, nor does any on the underlay: is %s of this host, or the network behind it, down?", by, s.Underlay.Link)
+	}
+	through := ""
+	if s.Tunnel.Protocol != 0 {
+		through = " through the tunnel"
+	}
+	return alone, fmt.Sprintf("no peer answers%s%s: does this host's own firewall drop %s?", by, through, s.Tunnel.packets())
+}
+
+func familyOf(a netip.Addr) int {
+	if a.Is4() {
+		return 0
+	}
+	return 1
+}
+
+// packets describes the packets to any peer.
+func (t Tunnel) packets() string {
+	switch {
+	case len(t.Ports) > 0:
+		var ports []string
+		for _, p := range t.Ports {
+			ports = append(ports, strconv.Itoa(int(p))+"/udp")
+		}
+		return t.Name + " packets (" + strings.Join(ports, ", ") + ")"
+	case t.Protocol != 0:
+		return fmt.Sprintf("%s packets (IP protocol %d)", t.Name, t.Protocol)
+	default:
+		return "packets of pods"
+	}
 }
 
 // packetsTo describes the packets to a peer's underlay address.

@@ -3,6 +3,7 @@ package probe
 import (
 	"errors"
 	"net/netip"
+	"slices"
 	"testing"
 	"time"
 )
@@ -197,5 +198,47 @@ func TestWorstPathCounts(t *testing.T) {
 	}
 	if !(SmallMTU.Bad() && !Down.Bad() && !Unknown.Bad()) {
 		t.Error("who is down needs no alarm about tunnels")
+	}
+}
+
+func TestWhereNobodyAnswersTheFaultIsHere(t *testing.T) {
+	vxlan := State{Tunnel: Tunnel{Name: "VXLAN", Protocol: 17, Ports: []uint16{8472}}, Underlay: Underlay{Link: "eth0"}}
+	wireguard := State{Tunnel: Tunnel{Name: "WireGuard", Protocol: 17, Ports: []uint16{51820, 51821}}}
+	gre := State{Tunnel: Tunnel{Name: "GRE", Protocol: 47}}
+	path := func(addr string, v Verdict, underlay bool) Path {
+		return Path{Addr: netip.MustParseAddr(addr), Verdict: v, Underlay: underlay}
+	}
+	of := func(v4, v6 Verdict) Result {
+		r := Result{Paths: []Path{path("10.1.1.0", v4, true)}}
+		if v6 != "" {
+			r.Paths = append(r.Paths, path("fd00::1", v6, true))
+		}
+		return r
+	}
+	one := func(v Verdict) Result { return of(v, "") }
+	cut := Result{Paths: []Path{path("10.1.1.0", Unreachable, false)}}
+	for name, c := range map[string]struct {
+		state State
+		peers []Result
+		alone [2]bool
+		want  string
+	}{
+		"nobody there":            {vxlan, nil, [2]bool{}, ""},
+		"one peer":                {vxlan, []Result{one(Unreachable)}, [2]bool{}, ""},
+		"one of two":              {vxlan, []Result{one(Unreachable), one(OK)}, [2]bool{}, ""},
+		"another in trouble":      {vxlan, []Result{one(Unreachable), one(Unreachable), one(SmallMTU)}, [2]bool{}, ""},
+		"one not known yet":       {vxlan, []Result{one(Unreachable), one(Unreachable), one(Unknown)}, [2]bool{}, ""},
+		"one and a dead one":      {vxlan, []Result{one(Unreachable), one(Down)}, [2]bool{}, ""},
+		"both":                    {vxlan, []Result{one(Unreachable), one(Unreachable)}, [2]bool{true, false}, "no peer answers through the tunnel: does this host's own firewall drop VXLAN packets (8472/udp)?"},
+		"both of those that live": {gre, []Result{one(Unreachable), one(Down), one(Unreachable)}, [2]bool{true, false}, "no peer answers through the tunnel: does this host's own firewall drop GRE packets (IP protocol 47)?"},
+		"both families":           {wireguard, []Result{of(Unreachable, Unreachable), of(Unreachable, Unreachable)}, [2]bool{true, true}, "no peer answers through the tunnel: does this host's own firewall drop WireGuard packets (51820/udp, 51821/udp)?"},
+		"one family":              {vxlan, []Result{of(OK, Unreachable), of(OK, Unreachable)}, [2]bool{false, true}, "no peer answers by IPv6 through the tunnel: does this host's own firewall drop VXLAN packets (8472/udp)?"},
+		"on the underlay neither": {vxlan, []Result{cut, cut}, [2]bool{true, false}, "no peer answers, nor does any on the underlay: is eth0 of this host, or the network behind it, down?"},
+		"without a tunnel":        {State{}, []Result{one(Unreachable), one(Unreachable)}, [2]bool{true, false}, "no peer answers: does this host's own firewall drop packets of pods?"},
+	} {
+		alone, got := Alone(c.state, slices.Values(c.peers))
+		if alone != c.alone || got != c.want {
+			t.Errorf("%s: %v %q, want %v %q", name, alone, got, c.alone, c.want)
+		}
 	}
 }

@@ -9,6 +9,7 @@ import (
 	"net"
 	"net/netip"
 	"os"
+	"slices"
 	"syscall"
 	"time"
 
@@ -112,7 +113,7 @@ func (p *pinger) ping(ctx context.Context, size int) (time.Duration, error) {
 	case err != nil:
 		return 0, fmt.Errorf("send: %w", err)
 	}
-	return p.wait(ctx, e, size, sent)
+	return p.wait(ctx, size, sent, e)
 }
 
 // request is the next one to send.
@@ -122,8 +123,8 @@ func (p *pinger) request() echo {
 	return e
 }
 
-// wait waits for the answer to a request.
-func (p *pinger) wait(ctx context.Context, e echo, size int, sent time.Time) (time.Duration, error) {
+// wait waits for the answers to all of es, which it forgets one by one.
+func (p *pinger) wait(ctx context.Context, size int, sent time.Time, es ...echo) (time.Duration, error) {
 	limit := patience
 	if p.rtt > 0 {
 		limit = min(patience, max(leastWait, roundTripsOf*p.rtt))
@@ -148,7 +149,8 @@ func (p *pinger) wait(ctx context.Context, e echo, size int, sent time.Time) (ti
 		case err != nil:
 			return 0, fmt.Errorf("receive: %w", err)
 		}
-		if e.answers(p.in[:n], p.to, size) {
+		es = slices.DeleteFunc(es, func(e echo) bool { return e.answers(p.in[:n], p.to, size) })
+		if len(es) == 0 {
 			p.rtt = max(1, time.Since(sent))
 			return p.rtt, nil
 		}

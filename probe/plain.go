@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"net/netip"
+	"os"
 	"sync"
 	"time"
 
@@ -90,10 +91,30 @@ func (h hold) fail(now time.Time) hold {
 // on reports whether it is not time yet to try again.
 func (h hold) on(now time.Time) bool { return now.Before(h.failed.Add(h.wait)) }
 
-// neighbours knows whom the underlay's interface reaches without a router.
+// neighbours knows whom the underlay's interface reaches without a router, and
+// sends to them past the routes.
 type neighbours struct {
-	mu sync.Mutex // guards h: looks run at the same time
+	mu sync.Mutex // guards what follows: looks run at the same time
 	h  *link.Handle
+	// frames is a packet socket, nil until the first frame. It is kept: for
+	// each that is closed the kernel waits for all its readers, 10 ms and more.
+	frames *os.File
+}
+
+func openNeighbours() (*neighbours, error) {
+	h, err := link.Open()
+	if err != nil {
+		return nil, err
+	}
+	return &neighbours{h: h}, nil
+}
+
+// close may be called when no look runs any more.
+func (n *neighbours) close() {
+	n.h.Close()
+	if n.frames != nil {
+		_ = n.frames.Close() // nothing is buffered
+	}
 }
 
 // errElsewhere: a router is in between, or another interface.
@@ -140,19 +161,20 @@ func (p *pinger) passes(ctx context.Context, b *bucket, n *neighbours, index int
 	if err := b.take(ctx); err != nil {
 		return PlainUnknown, err
 	}
+	sent := time.Now()
+	var es []echo // all at once: to wake up for each answer costs more than the packet
 	for range echoes {
 		e := p.request()
-		sent := time.Now()
-		if err := sendFrame(index, mac, e.packet(p.from, p.to, small)); err != nil {
+		es = append(es, e)
+		if err := n.send(index, mac, e.packet(p.from, p.to, small)); err != nil {
 			return PlainUnknown, err
 		}
-		switch _, err := p.wait(ctx, e, small, sent); {
-		case err == nil:
-		case lost(err):
-			return PlainFails, nil
-		default:
-			return PlainUnknown, err
-		}
+	}
+	switch _, err := p.wait(ctx, small, sent, es...); {
+	case lost(err):
+		return PlainFails, nil
+	case err != nil:
+		return PlainUnknown, err
 	}
 	if service == 0 {
 		return PlainPasses, nil
@@ -161,7 +183,7 @@ func (p *pinger) passes(ctx context.Context, b *bucket, n *neighbours, index int
 		if err := b.take(ctx); err != nil {
 			return err
 		}
-		return sendFrame(index, mac, ipPacket(p.from, p.to, unix.IPPROTO_TCP, header))
+		return n.send(index, mac, ipPacket(p.from, p.to, unix.IPPROTO_TCP, header))
 	})
 	switch {
 	case err != nil:
@@ -173,13 +195,26 @@ func (p *pinger) passes(ctx context.Context, b *bucket, n *neighbours, index int
 	}
 }
 
-// sendFrame sends an IP packet to a MAC.
-func sendFrame(index int, mac link.MAC, packet []byte) error {
-	s, err := unix.Socket(unix.AF_PACKET, unix.SOCK_DGRAM|unix.SOCK_CLOEXEC, 0) // receives nothing
-	if err != nil {
-		return fmt.Errorf("open a packet socket: %w", err)
+// socket opens frames unless it is open.
+func (n *neighbours) socket() (fd int, err error) {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	if n.frames == nil {
+		s, err := unix.Socket(unix.AF_PACKET, unix.SOCK_DGRAM|unix.SOCK_CLOEXEC, 0) // receives nothing
+		if err != nil {
+			return 0, fmt.Errorf("open a packet socket: %w", err)
+		}
+		n.frames = os.NewFile(uintptr(s), "packet socket")
 	}
-	defer unix.Close(s)
+	return int(n.frames.Fd()), nil
+}
+
+// send sends an IP packet to a MAC.
+func (n *neighbours) send(index int, mac link.MAC, packet []byte) error {
+	s, err := n.socket()
+	if err != nil {
+		return err
+	}
 	protocol := uint16(unix.ETH_P_IPV6)
 	if packet[0]>>4 == 4 {
 		protocol = unix.ETH_P_IP

@@ -113,7 +113,9 @@ type Path struct {
 	MTU     int           // the largest packet that passed; 0: not known
 	TCP     TCP           // how the last exchange ended
 	Plain   Plain
-	At      time.Time // when this was last looked at
+	// Underlay: the peer is Unreachable and answers outside of the tunnel.
+	Underlay bool
+	At       time.Time // when this was last looked at
 }
 
 // Worst is the path that is worst off; the zero Path if there is none.

@@ -6,8 +6,6 @@ import (
 	"slices"
 	"sync"
 	"time"
-
-	"github.com/flanneld/flanneld/kernel/link"
 )
 
 // parallel looks at the most: those at silent peers wait.
@@ -69,12 +67,12 @@ func New(o Options) *Prober {
 // CAP_NET_RAW, opens its sockets in the calling thread's network namespace
 // unless the runtime moves it, and leaves nothing running.
 func (p *Prober) Run(ctx context.Context, states <-chan State) error {
-	h, err := link.Open()
+	n, err := openNeighbours()
 	if err != nil {
 		return err
 	}
-	defer h.Close()
-	p.links, p.bucket = &neighbours{h: h}, newBucket(time.Now())
+	defer n.close()
+	p.links, p.bucket = n, newBucket(time.Now())
 	var looks sync.WaitGroup
 	defer looks.Wait()
 	defer p.answer.close()
@@ -180,10 +178,8 @@ func (p *Prober) job(e *entry) job {
 		s := &e.sides[i]
 		j.known[i], j.plain[i] = s.mtu, s.plain
 		j.direct[i], j.held[i] = direct && s.plain == PlainPasses, s.plain == PlainFails && s.hold.on(now)
-		// An exchange costs as much as many pings. In doubt it is owed, else
-		// it is done as the budget allows.
 		if s.used && e.peer.Service != 0 && !e.peer.Down {
-			j.tcp[i] = s.tcp == TCPFails || s.moved || p.bucket.try(exchangeCost)
+			j.tcp[i] = s.owed() || p.table.exchangeDue(s, now) && p.bucket.try(exchangeCost)
 		}
 	}
 	return j

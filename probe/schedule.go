@@ -106,6 +106,9 @@ func (t *table) update(s *State, now time.Time, fresh bool) {
 			}
 			e.peer = p
 			e.use(s)
+			for i := range e.sides {
+				e.sides[i].tcpAt = time.Time{}
+			}
 			t.set(e, now.Add(rand.N(soon)))
 		}
 		t.paths += e.paths()
@@ -176,6 +179,16 @@ func (t *table) done(e *entry, now time.Time) {
 	}
 	e.due, e.early = now.Add(wait-wait/10+rand.N(wait/5+1)), wait/12
 	heap.Push(&t.queue, e)
+}
+
+// owed: an exchange is part of the next look, whatever it costs.
+func (s *side) owed() bool { return s.tcp == TCPFails || s.moved }
+
+// exchangeDue says whether a look is to try TCP if the budget allows: an
+// exchange costs both sides as much as many pings. Looks that come sooner than
+// each minute do without.
+func (t *table) exchangeDue(s *side, now time.Time) bool {
+	return now.Sub(s.tcpAt) > period(t.paths, every)*3/4
 }
 
 // paths counts those of one peer.

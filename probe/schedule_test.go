@@ -160,3 +160,34 @@ func TestNoMoreThanAFewPacketsASecond(t *testing.T) {
 		}
 	})
 }
+
+// The exchange costs more than all else of a look: it is not part of those that
+// come every quarter of a minute.
+func TestExchangesAreOnceAMinuteHoweverOftenIsLooked(t *testing.T) {
+	now := time.Unix(0, 0)
+	var tab table
+	tab.update(many(3), now, true)
+	exchanges := 0
+	look := func(e *entry) observation {
+		o := well()
+		o.at, o.plain, o.tcp = e.due, PlainPasses, TCPUntried
+		if s := &e.sides[0]; s.owed() || tab.exchangeDue(s, e.due) {
+			exchanges++
+			o.tcp = TCPWorks
+		}
+		return o
+	}
+	seen, now := looks(&tab, now, 20*time.Minute, look)
+	total := 0
+	for _, n := range seen {
+		total += n
+	}
+	if exchanges < 3*17 || exchanges > 3*28 || total < 3*70 {
+		t.Errorf("%d exchanges in %d looks of 20 minutes at 3 peers", exchanges, total)
+	}
+	exchanges = 0
+	tab.update(many(3), now, true)
+	if looks(&tab, now, 2*soon, look); exchanges < 3 {
+		t.Errorf("%d exchanges when all is to be looked at anew, want 3", exchanges)
+	}
+}

@@ -1,10 +1,8 @@
 package subnet
 
 import (
-	"bytes"
 	"encoding/json"
 	"fmt"
-	"maps"
 	"net/netip"
 	"slices"
 	"strconv"
@@ -155,31 +153,12 @@ func MarshalLease(l Lease) ([]byte, error) {
 	if err != nil {
 		return nil, fmt.Errorf("lease %s: %w", l.Key, err)
 	}
-	return appendUnknown(b, l.value), nil
+	return store.KeepUnknown(b, l.value, knownAttrs()), nil
 }
 
-// appendUnknown adds to the object b what old has and attrs has not.
-func appendUnknown(b, old []byte) []byte {
-	all := map[string]json.RawMessage{}
-	if len(old) > maxLeaseSize || json.Unmarshal(old, &all) != nil {
-		return b
-	}
-	for _, name := range slices.Sorted(maps.Keys(all)) {
-		if knownAttr(name) {
-			continue
-		}
-		n, err := json.Marshal(name)
-		if err != nil {
-			continue
-		}
-		b = slices.Concat(bytes.TrimSuffix(b, []byte("}")), []byte(","), n, []byte(":"), all[name], []byte("}"))
-	}
-	return b
-}
-
-func knownAttr(name string) bool {
-	return slices.ContainsFunc([]string{"PublicIP", "PublicIPv6", "BackendType", "BackendData", "BackendV6Data", "Node", "Identity"},
-		func(k string) bool { return strings.EqualFold(k, name) })
+// knownAttrs are the fields of attrs.
+func knownAttrs() []string {
+	return []string{"PublicIP", "PublicIPv6", "BackendType", "BackendData", "BackendV6Data", "Node", "Identity"}
 }
 
 // says tells whether a and b have the same value in the store, apart from

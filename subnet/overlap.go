@@ -46,6 +46,27 @@ func overlapping(claims []claim, conf Config) bool {
 	return false
 }
 
+// fits says that c overlaps none of claims but its record's own. They are in
+// order and disjoint but for c, so that the nearest ones tell.
+func (c claim) fits(claims []claim, conf Config) bool {
+	i, _ := slices.BinarySearchFunc(claims, c, compareClaims)
+	counts := func(o claim) bool { return o.record != c.record && o.counts(conf) }
+	for j := i - 1; j >= 0; j-- {
+		if counts(claims[j]) {
+			if claims[j].prefix.Overlaps(c.prefix) {
+				return false
+			}
+			break
+		}
+	}
+	for j := i; j < len(claims); j++ {
+		if counts(claims[j]) {
+			return !claims[j].prefix.Overlaps(c.prefix)
+		}
+	}
+	return true
+}
+
 // node is one distinct prefix among the claims, in a forest by containment.
 type node struct {
 	prefix netip.Prefix

@@ -19,6 +19,9 @@ type Peers struct {
 	seen    bool
 	epoch   store.Epoch
 	current []*Lease
+	// view is what Update saw last, mine are those of it that were own's.
+	view, mine []*Lease
+	own        Lease
 	// kept are the leases of a former epoch that are still carried, by key.
 	kept map[string]keptLease
 }
@@ -42,9 +45,10 @@ func (p *Peers) Update(v View, own Lease, now time.Time) (peers []*Lease, rechec
 		p.keep(now.Add(EpochGrace))
 	}
 	p.seen, p.epoch = true, v.Epoch
+	p.recognise(v.Leases, own)
 	peers = slices.Grow(p.current[:0], len(v.Leases)+len(p.kept))
 	for _, l := range v.Leases {
-		if !ownLease(l, &own) {
+		if !slices.Contains(p.mine, l) {
 			peers = append(peers, l)
 		}
 	}
@@ -57,6 +61,24 @@ func (p *Peers) Update(v View, own Lease, now time.Time) (peers []*Lease, rechec
 	}
 	p.current = peers
 	return peers, recheck
+}
+
+// recognise makes mine those of leases that are own's. Only at those that
+// changed is looked again: their contents are all over the memory.
+func (p *Peers) recognise(leases []*Lease, own Lease) {
+	if own.Key != p.own.Key || !slices.Equal(own.PublicIPs, p.own.PublicIPs) || !slices.Equal(own.Subnets, p.own.Subnets) {
+		p.view, p.mine, p.own = nil, nil, own
+	}
+	front, back := store.Unchanged(p.view, leases, func(a, b **Lease) bool { return *a == *b })
+	for _, l := range leases[front : len(leases)-back] {
+		if ownLease(l, &p.own) && !slices.Contains(p.mine, l) {
+			p.mine = append(p.mine, l)
+		}
+	}
+	if gone := p.view[front : len(p.view)-back]; len(gone) > 0 && len(p.mine) > 0 {
+		p.mine = slices.DeleteFunc(p.mine, func(l *Lease) bool { return slices.Contains(gone, l) && !slices.Contains(leases, l) })
+	}
+	p.view = leases
 }
 
 // keep remembers everything that is carried now.

@@ -1,6 +1,8 @@
 package subnet
 
 import (
+	"fmt"
+	"maps"
 	"slices"
 	"strings"
 	"testing"
@@ -106,5 +108,29 @@ func TestSecondEpochBeginsTheGraceAgain(t *testing.T) {
 	got, recheck := p.Update(viewOf(3), Lease{}, now.Add(30*time.Second))
 	if keysOf(got) != "10.1.1.0-24=192.168.7.1 10.1.2.0-24=192.168.7.2" || recheck != now.Add(90*time.Second) {
 		t.Errorf("got %s, recheck after %v", keysOf(got), recheck.Sub(now))
+	}
+}
+
+// TestPeersAfterManyChangesAreThoseOfTheLastView compares with Peers that knew
+// nothing.
+func TestPeersAfterManyChangesAreThoseOfTheLastView(t *testing.T) {
+	rnd := source(3)
+	owns := []Lease{peer("10.1.1.0/24", "192.168.7.1", "me"), peer("10.1.1.0/24", "192.168.7.2", "me"), peer("10.1.2.0/24", "192.168.7.1", "me")}
+	leases := map[int]*Lease{}
+	var p Peers
+	for step := range 2000 {
+		n := rnd.IntN(12)
+		if delete(leases, n); rnd.IntN(3) > 0 {
+			l := peer(fmt.Sprintf("10.1.%d.0/24", n), fmt.Sprintf("192.168.7.%d", 1+rnd.IntN(12)), "")
+			leases[n] = &l
+		}
+		v := View{Epoch: 1, Leases: slices.SortedFunc(maps.Values(leases), func(a, b *Lease) int { return strings.Compare(a.Key, b.Key) })}
+		own := owns[rnd.IntN(60)/20]
+		var fresh Peers
+		got, _ := p.Update(v, own, time.Now())
+		want, _ := fresh.Update(v, own, time.Now())
+		if !slices.Equal(got, want) {
+			t.Fatalf("step %d: got %s, want %s", step, keysOf(got), keysOf(want))
+		}
 	}
 }

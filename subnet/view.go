@@ -47,9 +47,15 @@ type viewer struct {
 	configErr error
 	configKV  store.KV
 
-	records []*leaseRecord // by key
+	kvs     []store.KV     // of the last snapshot
+	records []*leaseRecord // of kvs
+	used    []*Lease       // of records as settled: nil where one does not count
 	claims  []claim        // their subnets, in address order
 	settled bool           // nothing changed since settle
+	// front and back are how many records at either end settle need not look
+	// at again; disjoint: all was apart when it last looked.
+	front, back int
+	disjoint    bool
 
 	hosts    map[string]Host
 	hostRecs map[string]hostRecord // by name; includes those with an error
@@ -103,6 +109,7 @@ func (w *viewer) takeConfig(s store.Snapshot, newEpoch bool) {
 		}
 		if w.configErr = err; err == nil {
 			w.config, w.settled = c, false
+			w.front, w.back, w.disjoint = 0, 0, false
 			for _, r := range w.records {
 				r.judged = false
 			}
@@ -115,19 +122,22 @@ func (w *viewer) takeConfig(s store.Snapshot, newEpoch bool) {
 // within an epoch: a restored store numbers other writes with the same
 // revisions.
 func (w *viewer) takeLeases(s store.Snapshot, newEpoch bool) {
-	old := w.records
 	if newEpoch {
-		old, w.claims = nil, nil
+		w.kvs, w.records, w.used, w.claims = nil, nil, nil, nil
+		w.front, w.back, w.disjoint = 0, 0, false
 	}
-	w.revision = s.Revision
-	w.records = make([]*leaseRecord, 0, len(s.KVs))
+	front, back := store.Unchanged(w.kvs, s.KVs, func(a, b *store.KV) bool { return a.ModRevision == b.ModRevision && a.Key == b.Key })
+	old, now := w.records[front:len(w.records)-back], s.KVs[front:len(s.KVs)-back]
+	w.revision, w.kvs = s.Revision, s.KVs
+	if len(old)+len(now) == 0 {
+		return
+	}
 	subnets := SubnetsPrefix(w.prefix)
-	var added []*leaseRecord
-	removed := 0
-	for _, kv := range s.KVs {
+	records := make([]*leaseRecord, 0, len(now))
+	var added, removed []*leaseRecord
+	for _, kv := range now {
 		for len(old) > 0 && old[0].lease.Key < kv.Key {
-			old[0].gone = true
-			removed++
+			removed = append(removed, old[0])
 			old = old[1:]
 		}
 		var r *leaseRecord
@@ -137,27 +147,45 @@ func (w *viewer) takeLeases(s store.Snapshot, newEpoch bool) {
 			r = &leaseRecord{lease: &Lease{}}
 			added = append(added, r)
 		}
-		w.records = append(w.records, r)
+		records = append(records, r)
 		if r.lease.Key == "" || r.lease.Revision != kv.ModRevision {
 			l, err := parseLease(subnets, kv)
-			r.lease, r.err = &l, err
-			r.judged, w.settled = false, false
+			r.lease, r.err, r.judged = &l, err, false
 		}
 	}
-	for _, r := range old {
-		r.gone = true
-		removed++
-	}
-	w.claim(added, removed > 0)
+	removed = append(removed, old...)
+	w.used = slices.Replace(w.used, front, len(w.used)-back, make([]*Lease, len(records))...)
+	w.records = slices.Replace(w.records, front, len(w.records)-back, records...)
+	w.front, w.back, w.settled = min(w.front, front), min(w.back, back), false
+	w.unclaim(removed)
+	w.claim(added)
 }
 
-// claim keeps claims equal to records and in order.
-func (w *viewer) claim(added []*leaseRecord, removed bool) {
-	if removed {
+// few records are found in claims by searching.
+const few = 32
+
+// unclaim keeps claims equal to records.
+func (w *viewer) unclaim(removed []*leaseRecord) {
+	if len(removed) > few {
+		for _, r := range removed {
+			r.gone = true
+		}
 		w.claims = slices.DeleteFunc(w.claims, func(c claim) bool { return c.record.gone })
-		w.settled = false
+		return
 	}
-	const few = 32
+	for _, r := range removed {
+		for _, s := range r.lease.Subnets {
+			i, _ := slices.BinarySearchFunc(w.claims, claim{prefix: s}, compareClaims)
+			for w.claims[i].record != r { // of those that claim the same
+				i++
+			}
+			w.claims = slices.Delete(w.claims, i, i+1)
+		}
+	}
+}
+
+// claim keeps claims equal to records, and in order.
+func (w *viewer) claim(added []*leaseRecord) {
 	for _, r := range added {
 		for _, s := range r.lease.Subnets {
 			c := claim{prefix: s, record: r}
@@ -228,16 +256,17 @@ func (w *viewer) view() View {
 	}
 	v.Leases = make([]*Lease, 0, len(w.records))
 	var problems []error
-	for _, r := range w.records {
+	for i, l := range w.used {
+		if l != nil {
+			v.Leases = append(v.Leases, l)
+			continue
+		}
+		r := w.records[i]
 		err := r.static
 		if err == nil {
 			err = r.clash
 		}
-		switch {
-		case err == nil && len(w.config.Ranges) > 0:
-			v.Leases = append(v.Leases, r.used)
-			continue
-		case err != nil:
+		if err != nil {
 			problems = append(problems, err)
 		}
 		v.skipped = append(v.skipped, r.lease)
@@ -246,17 +275,56 @@ func (w *viewer) view() View {
 	return v
 }
 
-// settle decides which records count under the present configuration.
+// settle decides which records count under the present configuration. Where
+// few changed it looks at these alone: what was apart stays so.
 func (w *viewer) settle() {
 	if w.settled || len(w.config.Ranges) == 0 {
 		return
 	}
 	w.settled = true
-	inside := false
-	for _, r := range w.records {
+	fresh := w.records[w.front : len(w.records)-w.back]
+	for _, r := range fresh {
 		if !r.judged {
 			r.judge(w.config)
 		}
+	}
+	if !w.disjoint || !w.apart(fresh) {
+		w.front, w.back = 0, 0
+		w.compare()
+	}
+	for i := w.front; i < len(w.records)-w.back; i++ {
+		if r := w.records[i]; r.static == nil && r.clash == nil {
+			w.used[i] = r.used
+		} else {
+			w.used[i] = nil
+		}
+	}
+	w.front, w.back = len(w.records), len(w.records)
+}
+
+// apart says that no record of fresh is in the way of any, where all others
+// are apart; false: it may be.
+func (w *viewer) apart(fresh []*leaseRecord) bool {
+	if len(fresh) > few {
+		return false
+	}
+	for _, r := range fresh {
+		if r.inside && r.static == nil {
+			return false
+		}
+		for _, s := range r.lease.Subnets {
+			if c := (claim{prefix: s, record: r}); c.counts(w.config) && !c.fits(w.claims, w.config) {
+				return false
+			}
+		}
+	}
+	return true
+}
+
+// compare looks at all records together.
+func (w *viewer) compare() {
+	inside := false
+	for _, r := range w.records {
 		r.clash = nil
 		inside = inside || r.inside && r.static == nil
 	}
@@ -264,7 +332,8 @@ func (w *viewer) settle() {
 	if inside {
 		claims = w.withAddresses()
 	}
-	if inside || overlapping(claims, w.config) {
+	w.disjoint = !inside && !overlapping(claims, w.config)
+	if !w.disjoint {
 		resolve(claims, w.config)
 	}
 }

@@ -4,6 +4,8 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"maps"
+	"math/rand/v2"
 	"net/netip"
 	"slices"
 	"strings"
@@ -154,38 +156,78 @@ func TestSameRevisionOfAnotherEpochIsReadAgain(t *testing.T) {
 }
 
 // TestIncrementalViewsEqualFreshOnes compares the long-lived viewer with a
-// new one after random changes.
+// new one after random changes: where most records are in each other's way, and
+// where they hardly ever are.
 func TestIncrementalViewsEqualFreshOnes(t *testing.T) {
-	rnd := source(5)
-	const conf = `{"Network":"10.1.0.0/18"}`
-	w := configured(t, conf)
-	rows := map[string]row{}
-	for i := range 800 {
+	crowded := func(rnd *rand.Rand) (string, string) {
 		name := fmt.Sprintf("10.1.%d.0-%d", rnd.IntN(16)*4, 22+rnd.IntN(3))
 		switch rnd.IntN(4) {
 		case 0:
-			delete(rows, name)
+			return name, ""
 		case 1:
-			rows[name] = row{name, int64(i + 1), "broken"}
+			return name, "broken"
 		case 2:
-			rows[name] = row{name, int64(i + 1), from(fmt.Sprintf("10.1.%d.9", rnd.IntN(64)))}
-		default:
-			rows[name] = row{name, int64(i + 1), from("192.168.7.1")}
+			return name, from(fmt.Sprintf("10.1.%d.9", rnd.IntN(64)))
 		}
-		if rnd.IntN(3) == 0 {
-			continue
+		return name, from("192.168.7.1")
+	}
+	sparse := func(rnd *rand.Rand) (string, string) {
+		name, value := fmt.Sprintf("10.1.%d.0-24", rnd.IntN(256)), from("192.168.7.1")
+		switch rnd.IntN(60) {
+		case 0:
+			name = fmt.Sprintf("10.1.%d.0-23", rnd.IntN(128)*2)
+		case 1:
+			value = "broken"
+		case 2:
+			value = from(fmt.Sprintf("10.1.%d.9", rnd.IntN(256)))
+		case 3:
+			name = fmt.Sprintf("10.1.%d.0-24&fd00:1:0:%x::-64", rnd.IntN(256), rnd.IntN(64))
+		}
+		return name, value
+	}
+	confs := []string{`{"Network":"10.1.0.0/16"}`, `{"Network":"10.1.0.0/16","EnableIPv6":true,"IPv6Network":"fd00:1::/48"}`}
+	for name, next := range map[string]func(*rand.Rand) (name, value string){"crowded": crowded, "sparse": sparse} {
+		t.Run(name, func(t *testing.T) { viewsAreEqual(t, confs, next) })
+	}
+}
+
+func viewsAreEqual(t *testing.T, confs []string, next func(*rand.Rand) (name, value string)) {
+	rnd := source(5)
+	conf, epoch, apart := confs[0], store.Epoch(1), 0
+	w := configured(t, conf)
+	rows := map[string]row{}
+	for i := range 1600 {
+		if name, value := next(rnd); value == "" {
+			delete(rows, name)
+		} else {
+			rows[name] = row{name, int64(i + 1), value}
+		}
+		if all := slices.Sorted(maps.Keys(rows)); len(all) > 20 {
+			delete(rows, all[rnd.IntN(len(all))])
+		}
+		switch rnd.IntN(100) {
+		case 0:
+			conf = confs[rnd.IntN(2)]
+			w.take(configPrefix, store.Snapshot{KVs: []store.KV{{Key: ConfigKey(testPrefix), Value: []byte(conf), ModRevision: int64(i + 2)}}, Epoch: epoch})
+		case 1:
+			epoch++
 		}
 		var all []row
 		for _, r := range rows {
 			all = append(all, r)
 		}
-		snap := listing(1, all...)
-		w.take(subnetsPrefix, snap)
+		snap := listing(epoch, all...)
+		if w.take(subnetsPrefix, snap); rnd.IntN(3) == 0 {
+			continue // two changes at once
+		}
 		fresh := configured(t, conf)
 		fresh.take(subnetsPrefix, snap)
 		a, b := w.view(), fresh.view()
 		if text(a) != text(b) {
 			t.Fatalf("step %d:\n%s\n%s", i, text(a), text(b))
+		}
+		if w.disjoint {
+			apart++
 		}
 		for j, l := range a.Leases {
 			for _, m := range a.Leases[:j] {
@@ -194,6 +236,9 @@ func TestIncrementalViewsEqualFreshOnes(t *testing.T) {
 				}
 			}
 		}
+	}
+	if t.Logf("nothing was in the way of anything in %d views", apart); apart == 0 {
+		t.Error("what is settled by looking at changes alone was not tried")
 	}
 }
 

@@ -24,6 +24,8 @@ list() {
 		ovs-vswitchd|openvswitch-switch|test|a GRE peer that is no Linux tunnel
 		tcpdump|tcpdump|test|what is on the wire
 		dig|dnsutils|test|names
+		musl-gcc|musl-tools|test|the resolver of containers that have musl
+		dnsperf|dnsperf|test|asks name servers as fast as they answer, for make bench
 		static:busybox|busybox-static|test|container images are made from it, no registry is needed
 		podman|podman|test|an engine that calls the CNI plugins
 		runc|runc|test|runs podman's containers

@@ -361,6 +361,10 @@ func testHostile(t *testing.T, s Suite, fams Families) {
 	bad := map[string]func(l *subnet.Lease){
 		"another type":     func(l *subnet.Lease) { l.Type = "no-such" },
 		"our public IP":    func(l *subnet.Lease) { l.PublicIPs = a.Own.PublicIPs },
+		"a peer's address": func(l *subnet.Lease) { l.PublicIPs = b.Own.PublicIPs },
+		"broadcast":        func(l *subnet.Lease) { l.PublicIPs = []netip.Addr{netip.MustParseAddr("192.168.77.255")} },
+		"the link itself":  func(l *subnet.Lease) { l.PublicIPs = []netip.Addr{netip.MustParseAddr("192.168.77.0")} },
+		"to everybody":     func(l *subnet.Lease) { l.PublicIPs = everybody() },
 		"our subnet":       func(l *subnet.Lease) { l.Subnets = a.Own.Subnets },
 		"a peer's subnet":  func(l *subnet.Lease) { l.Subnets = b.Own.Subnets },
 		"no public IP":     func(l *subnet.Lease) { l.PublicIPs = nil },
@@ -449,6 +453,10 @@ func networks(c subnet.Config) (out []netip.Prefix) {
 		out = append(out, r.Network)
 	}
 	return out
+}
+
+func everybody() []netip.Addr {
+	return []netip.Addr{netip.MustParseAddr("239.1.2.3"), netip.MustParseAddr("ff05::1")}
 }
 
 func insides(c subnet.Config) (out []netip.Addr) {

@@ -52,6 +52,7 @@ type Device struct {
 	record   record
 	cfg      subnet.Config
 	underlay backend.Underlay
+	nobody   []netip.Addr // see routed.NoHosts
 	mtu      int
 	data     string // what PreStartupCommand said
 	syncTime time.Duration
@@ -109,6 +110,9 @@ func (drv Driver) Open(ctx context.Context, n subnet.Config, u backend.Underlay,
 		if d.mtu, err = routed.MTU(Type, r, u.Link, u.MTU, opts.MTU, routed.Overhead{}); err != nil {
 			return nil, err
 		}
+	}
+	if d.nobody, err = routed.NoHosts(u); err != nil {
+		return nil, fmt.Errorf("extension: %w", err)
 	}
 	if err := d.hooks.present(); err != nil {
 		return nil, err

@@ -43,6 +43,7 @@ type want struct {
 // wanted reads the leases, the elder first, and says what is wrong with them.
 func (d *Device) wanted(peers []backend.Peer) (map[string]want, []error) {
 	out, taken := make(map[string]want, len(peers)), make(map[netip.Addr]string, len(peers))
+	hosts := make(map[netip.Addr]*subnet.Lease, len(peers))
 	var errs []error
 	for _, p := range slices.SortedFunc(slices.Values(peers), func(a, b backend.Peer) int {
 		return cmp.Or(cmp.Compare(a.Lease.Created, b.Lease.Created), strings.Compare(a.Lease.Key, b.Lease.Key))
@@ -53,12 +54,20 @@ func (d *Device) wanted(peers []backend.Peer) (map[string]want, []error) {
 				err = fmt.Errorf("subnet %s overlaps that of %s, which was there first", s, other)
 			}
 		}
+		for _, a := range in.PublicIPs {
+			if other, ok := hosts[a]; ok && err == nil && !routed.SameHost(p.Lease, other) {
+				err = fmt.Errorf("public IP %s is that of %s, which was there first: delete the wrong one of the two", a, other.Key)
+			}
+		}
 		if err != nil {
 			errs = append(errs, &backend.PeerError{Peer: p.Lease, Err: err})
 			continue
 		}
 		if len(in.Subnets) == 0 {
 			continue
+		}
+		for _, a := range in.PublicIPs {
+			hosts[a] = p.Lease
 		}
 		for _, s := range in.Subnets {
 			taken[s.Addr()] = p.Lease.Key
@@ -90,7 +99,7 @@ func (d *Device) parse(l *subnet.Lease) (input, error) {
 			return in, fmt.Errorf("no public IP of the family of %s", s)
 		}
 		for _, r := range d.cfg.Ranges {
-			if err := routed.CheckPublic(l.PublicIPs[at], d.underlay, r.Network); err != nil {
+			if err := routed.CheckPublic(l.PublicIPs[at], d.underlay, d.nobody, r.Network); err != nil {
 				return in, err
 			}
 		}

@@ -16,6 +16,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"log/slog"
 	"os"
 	"os/exec"
 	"os/signal"
@@ -83,6 +84,14 @@ func Start(ctx context.Context, kind, device string, args ...string) error {
 	_ = cmd.Process.Kill()
 	<-ended
 	return fmt.Errorf("the keeper of %s: %w", device, err)
+}
+
+// Restarted says in the log that a device has a keeper again, and why it needed
+// one: its packets were lost meanwhile. log may be nil: quiet.
+func Restarted(log *slog.Logger, device string, why error) {
+	if log != nil {
+		log.Warn("keeper started again", "device", device, "reason", why)
+	}
 }
 
 // environ is the environment without the daemon's own: what systemd told it,

@@ -3,6 +3,7 @@ package routed
 import (
 	"bytes"
 	"cmp"
+	"encoding/binary"
 	"errors"
 	"fmt"
 	"net/netip"
@@ -10,6 +11,8 @@ import (
 	"strings"
 
 	"github.com/flanneld/flanneld/backend"
+	"github.com/flanneld/flanneld/kernel/link"
+	"github.com/flanneld/flanneld/store"
 	"github.com/flanneld/flanneld/subnet"
 )
 
@@ -48,28 +51,23 @@ type change[D comparable] struct{ old, new *peer[D] }
 func byKey(a, b backend.Peer) int { return strings.Compare(a.Lease.Key, b.Lease.Key) }
 
 // update takes the new leases, parses those that are new or say something
-// else, and returns the changes; nil if nothing changed.
+// else, and returns the changes; nil if nothing changed. What is told as it was
+// is not looked at: of thousands that is what costs.
 func (d *Device[D]) update(now []backend.Peer) []change[D] {
-	if len(now) == len(d.peers) {
-		i := 0
-		for i < len(now) && d.peers[i].is(now[i]) {
-			i++
-		}
-		if i == len(now) {
-			return nil
-		}
+	front, back := store.Unchanged(d.told, now, func(a, b *backend.Peer) bool { return *a == *b })
+	if around := now[max(0, front-1):min(len(now), len(now)-back+1)]; !inOrder(around) {
+		// Not parallel to d.peers, whatever they are.
+		front, back, d.told = 0, 0, nil
+		now = slices.SortedStableFunc(slices.Values(now), byKey)
+		now = slices.CompactFunc(now, func(a, b backend.Peer) bool { return a.Lease.Key == b.Lease.Key })
+	} else {
+		d.told = append(d.told[:0], now...)
 	}
-	if !slices.IsSortedFunc(now, byKey) {
-		now = slices.SortedFunc(slices.Values(now), byKey)
-	}
-	old := d.peers
-	d.peers = make([]*peer[D], 0, len(now))
+	old, now := d.peers[front:len(d.peers)-back], now[front:len(now)-back]
+	peers := make([]*peer[D], 0, len(now))
 	var changes []change[D]
 	var block []peer[D] // allocated many at a time
 	for i, n := range now {
-		if i > 0 && n.Lease.Key == now[i-1].Lease.Key {
-			continue
-		}
 		for len(old) > 0 && old[0].lease.Key < n.Lease.Key {
 			changes = append(changes, change[D]{old: old[0]})
 			old = old[1:]
@@ -78,7 +76,7 @@ func (d *Device[D]) update(now []backend.Peer) []change[D] {
 		if len(old) > 0 && old[0].lease.Key == n.Lease.Key {
 			before, old = old[0], old[1:]
 			if before.is(n) {
-				d.peers = append(d.peers, before)
+				peers = append(peers, before)
 				continue
 			}
 		}
@@ -89,13 +87,24 @@ func (d *Device[D]) update(now []backend.Peer) []change[D] {
 		block = block[1:]
 		p.lease, p.way = n.Lease, n.Way
 		d.parse(p)
-		d.peers = append(d.peers, p)
+		peers = append(peers, p)
 		changes = append(changes, change[D]{before, p})
 	}
 	for _, p := range old {
 		changes = append(changes, change[D]{old: p})
 	}
+	d.peers = slices.Replace(d.peers, front, len(d.peers)-back, peers...)
 	return changes
+}
+
+// inOrder says that peers are sorted by key, and each is there once.
+func inOrder(peers []backend.Peer) bool {
+	for i := 1; i < len(peers); i++ {
+		if peers[i-1].Lease.Key >= peers[i].Lease.Key {
+			return false
+		}
+	}
+	return true
 }
 
 // parse reads the lease of p, whose sides are zero.
@@ -145,7 +154,7 @@ func (d *Device[D]) check(t *table[D], l *subnet.Lease, s *Side[D]) (err error) 
 		return fmt.Errorf("no public IP of the family of %s", t.Local)
 	}
 	for _, t := range d.tables {
-		if err := CheckPublic(s.Public, d.underlay, t.Range.Network); err != nil {
+		if err := CheckPublic(s.Public, d.underlay, d.nobody, t.Range.Network); err != nil {
 			return err
 		}
 	}
@@ -169,11 +178,14 @@ func CheckSubnet(s, network netip.Prefix, own []netip.Prefix) error {
 	return nil
 }
 
-// CheckPublic says why a peer cannot be at an address, seen from u.
-func CheckPublic(ip netip.Addr, u backend.Underlay, network netip.Prefix) error {
+// CheckPublic says why a peer cannot be at an address, seen from u. nobody are
+// the addresses that NoHosts returns for u.
+func CheckPublic(ip netip.Addr, u backend.Underlay, nobody []netip.Addr, network netip.Prefix) error {
 	switch {
 	case ip.IsUnspecified() || ip.IsMulticast() || ip.IsLoopback() || ip == netip.AddrFrom4([4]byte{255, 255, 255, 255}) || ip.Zone() != "":
 		return fmt.Errorf("public IP %s is no host's address", ip)
+	case slices.Contains(nobody, ip):
+		return fmt.Errorf("public IP %s is no host's address but the network or broadcast address of the link of %s", ip, u.Link)
 	case slices.Contains(u.PublicIPs, ip) || slices.Contains(u.Addrs, ip):
 		return fmt.Errorf("public IP %s is this host's own", ip)
 	case network.Contains(ip):
@@ -182,8 +194,40 @@ func CheckPublic(ip netip.Addr, u backend.Underlay, network netip.Prefix) error 
 	return nil
 }
 
-// claim decides who is served after changes. Where two peers claim one subnet
-// or datum, the elder has it: whoever comes later with what is another's takes
+// NoHosts lists the addresses on the underlay's link that no host can have:
+// those of IPv4 networks, and their broadcast addresses. What is sent there all
+// hosts get. It looks in the calling thread's network namespace.
+func NoHosts(u backend.Underlay) ([]netip.Addr, error) {
+	h, err := link.Open()
+	if err != nil {
+		return nil, err
+	}
+	defer h.Close()
+	l, err := h.LinkByName(u.Link)
+	if errors.Is(err, link.ErrNoLink) {
+		return nil, nil // of that others complain
+	}
+	if err != nil {
+		return nil, err
+	}
+	addrs, err := h.Addresses(l.Index)
+	var out []netip.Addr
+	for _, a := range addrs {
+		if p := a.Prefix.Masked(); p.Addr().Is4() && p.Bits() < 31 {
+			last := p.Addr().As4()
+			binary.BigEndian.PutUint32(last[:], binary.BigEndian.Uint32(last[:])|(uint32(1)<<(32-p.Bits())-1))
+			out = append(out, p.Addr(), netip.AddrFrom4(last))
+		}
+	}
+	return out, err
+}
+
+// SameHost tells whether two leases are one host's: while it changes subnets
+// it may have two, under one address.
+func SameHost(a, b *subnet.Lease) bool { return a.Identity != "" && a.Identity == b.Identity }
+
+// claim decides who is served after changes. Where two peers claim one subnet,
+// address or datum, the elder has it: whoever comes later with what is another's takes
 // nothing away. It returns the peers whose kernel objects may have to change.
 func (d *Device[D]) claim(changes []change[D]) []*peer[D] {
 	clash := d.contested
@@ -236,6 +280,14 @@ func (d *Device[D]) take(p *peer[D]) (clash error) {
 			clash = errors.Join(clash, fmt.Errorf("subnet %s overlaps that of %s, which was there first", s.Subnet, other.lease.Key))
 			continue
 		}
+		switch other := t.publics[s.Public]; {
+		case other == nil:
+		case SameHost(p.lease, other.lease):
+			d.contested = true // who has the address is to be decided anew when one goes
+		default:
+			clash = errors.Join(clash, fmt.Errorf("public IP %s is that of %s, which was there first: delete the wrong one of the two", s.Public, other.lease.Key))
+			continue
+		}
 		if d.kind.Claim != "" {
 			if other := t.data[s.Data]; other != nil {
 				clash = errors.Join(clash, fmt.Errorf("%s %v is that of %s, which was there first: one of the two is a clone, %s and restart its daemon", d.kind.Claim, s.Data, other.lease.Key, d.kind.Cure))
@@ -244,6 +296,9 @@ func (d *Device[D]) take(p *peer[D]) (clash error) {
 			t.data[s.Data] = p
 		}
 		t.subnets[s.Subnet.Addr()] = p
+		if t.publics[s.Public] == nil {
+			t.publics[s.Public] = p
+		}
 		s.serve = true
 	}
 	return clash
@@ -255,6 +310,7 @@ func (d *Device[D]) release(p *peer[D]) {
 		if s := &p.sides[i]; s.serve {
 			delete(t.subnets, s.Subnet.Addr())
 			delete(t.data, s.Data)
+			delete(t.publics, s.Public)
 			s.serve = false
 		}
 	}

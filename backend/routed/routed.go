@@ -8,6 +8,7 @@ import (
 	"errors"
 	"fmt"
 	"iter"
+	"log/slog"
 	"net/netip"
 	"slices"
 
@@ -119,6 +120,8 @@ type Options struct {
 	// KeepOthers: other networks of this host have devices of this kind, so
 	// that those that are not this one's own are left alone.
 	KeepOthers bool
+	// Log is told what the device mended that nobody else tells of; nil: quiet.
+	Log *slog.Logger
 }
 
 // Device is one network's tunnels on this host: one for each family. A driver
@@ -127,10 +130,14 @@ type Device[D comparable] struct {
 	h        *link.Handle
 	kind     Kind[D]
 	underlay backend.Underlay
+	nobody   []netip.Addr // see NoHosts
 	tables   []*table[D]
 
 	own   []netip.Prefix // this host's subnets
 	peers []*peer[D]     // by key, as of the last Sync
+	// told is what the last Sync was told, parallel to peers; empty if it was
+	// not in that order.
+	told []backend.Peer
 	// unread: the kernel is not known and must be read.
 	unread bool
 	// first: nothing was read yet.
@@ -139,7 +146,7 @@ type Device[D comparable] struct {
 	retry bool
 	// swept: the devices of former configurations are gone.
 	swept bool
-	// contested: two peers claim one thing.
+	// contested: two peers claim one thing, or are one host.
 	contested bool
 	peerErrs  []error // of the leases themselves
 }
@@ -149,11 +156,12 @@ type Device[D comparable] struct {
 type table[D comparable] struct {
 	*Tunnel
 	subnets map[netip.Addr]*peer[D] // by network address
+	publics map[netip.Addr]*peer[D]
 	data    map[D]*peer[D]
 }
 
 func (t *table[D]) reset() {
-	t.subnets, t.data = map[netip.Addr]*peer[D]{}, map[D]*peer[D]{}
+	t.subnets, t.publics, t.data = map[netip.Addr]*peer[D]{}, map[netip.Addr]*peer[D]{}, map[D]*peer[D]{}
 }
 
 // Open makes the tunnels' devices, or adopts those that are there and fit.
@@ -166,6 +174,9 @@ func Open[D comparable](kind Kind[D], tunnels []*Tunnel, u backend.Underlay, o O
 		d.tables = append(d.tables, table)
 	}
 	var err error
+	if d.nobody, err = NoHosts(u); err != nil {
+		return nil, fmt.Errorf("%s: %w", kind.Type, err)
+	}
 	if d.h, err = link.Open(); err != nil {
 		return nil, err
 	}
@@ -227,7 +238,7 @@ func (d *Device[D]) Sync(ctx context.Context, own *subnet.Lease, peers []backend
 		return err
 	}
 	if !slices.Equal(d.own, own.Subnets) { // what is valid depends on it
-		d.own, d.peers, d.unread = slices.Clone(own.Subnets), nil, true
+		d.own, d.peers, d.told, d.unread = slices.Clone(own.Subnets), nil, nil, true
 		for _, t := range d.tables {
 			t.reset()
 		}
@@ -255,9 +266,10 @@ func (d *Device[D]) Sync(ctx context.Context, own *subnet.Lease, peers []backend
 			return errors.Join(append([]error{d.wrap(err)}, d.report()...)...)
 		}
 	}
-	d.peerErrs = d.report()
 	w.tell(ctx)
-	if err := w.apply(touched); err != nil {
+	err := w.apply(touched)
+	d.peerErrs = d.report()
+	if err != nil {
 		return errors.Join(append([]error{d.wrap(err)}, d.peerErrs...)...)
 	}
 	if len(w.left) == 0 && !d.swept { // not before traffic has its new way

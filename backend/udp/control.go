@@ -111,7 +111,7 @@ func connect(ctx context.Context, device, socket string) (*conversation, error) 
 		if err != nil {
 			return nil, err
 		}
-		return nil, fmt.Errorf("%w: process %d did not answer for %s and was killed, a new one is started", errNoKeeper, pid, patience)
+		return nil, fmt.Errorf("%w: process %d did not answer for %s and was killed", errNoKeeper, pid, patience)
 	}
 	return c, nil
 }

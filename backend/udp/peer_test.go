@@ -322,9 +322,7 @@ func TestAKeeperThatDoesNotAnswerIsReplaced(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if err := syscall.Kill(before, syscall.SIGSTOP); err != nil {
-		t.Fatal(err)
-	}
+	backendtest.Stop(t, before)
 	began := time.Now()
 	a.Device.Forget()
 	a.Sync(t, a.Peers()...)

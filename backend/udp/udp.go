@@ -9,6 +9,7 @@ import (
 	"fmt"
 	"io/fs"
 	"iter"
+	"log/slog"
 	"net/netip"
 	"os"
 	"path/filepath"
@@ -48,6 +49,8 @@ type Device struct {
 	dir     string
 	ns      *netns.NS
 	tunnels []*routed.Tunnel // IPv4 first
+	log     *slog.Logger     // nil: quiet
+	kept    map[string]bool  // devices that had a keeper under this Device
 }
 
 var _ backend.Device = (*Device)(nil)
@@ -67,7 +70,7 @@ func (drv Driver) Open(ctx context.Context, n subnet.Config, u backend.Underlay,
 	if err != nil {
 		return nil, err
 	}
-	d := &Device{port: opts.Port, dir: drv.dir()}
+	d := &Device{port: opts.Port, dir: drv.dir(), log: drv.Log, kept: map[string]bool{}}
 	for _, r := range n.Ranges {
 		t := &routed.Tunnel{Range: r, Name: name4}
 		if r.Network.Addr().Is6() {
@@ -150,13 +153,20 @@ func (d *Device) ensure(h *link.Handle, t *routed.Tunnel) error {
 	}
 	local := netip.AddrPortFrom(t.Local, d.port)
 	l, err := h.LinkByName(t.Name)
+	var why error // there must be a keeper again
 	switch {
 	case errors.Is(err, link.ErrNoLink):
+		if d.kept[t.Name] {
+			why = errors.New("it had ended, or somebody had deleted the device")
+		}
 		l, err = d.start(ctx, h, t, local, path)
 	case err != nil:
 	case l.Kind != linkKind:
 		err = fmt.Errorf("%s is a device of another kind (%s) and somebody else's: rename or delete it (ip link del %s)", t.Name, l.Kind, t.Name)
-	case !fits(ctx, path, &l, local):
+	default:
+		if why = unfit(ctx, path, &l, local); why == nil {
+			break
+		}
 		if err = remove(ctx, h, &l, path); err == nil {
 			l, err = d.start(ctx, h, t, local, path)
 		}
@@ -164,21 +174,31 @@ func (d *Device) ensure(h *link.Handle, t *routed.Tunnel) error {
 	if err != nil {
 		return err
 	}
+	if d.kept[t.Name] = true; why != nil {
+		outlive.Restarted(d.log, t.Name, why)
+	}
 	if err := t.SetUp(h, l); err != nil {
 		return err
 	}
 	return network(h, t)
 }
 
-// fits reports whether a device has a keeper, and one that does just what it
-// must.
-func fits(ctx context.Context, path string, l *link.Link, local netip.AddrPort) bool {
+// unfit says why a device has no keeper, or none that does just what it must.
+func unfit(ctx context.Context, path string, l *link.Link, local netip.AddrPort) error {
 	c, err := connect(ctx, l.Name, path)
 	if err != nil {
-		return false
+		return err
 	}
 	defer c.close()
-	return c.Version == version && c.Index == l.Index && c.Local == local
+	switch {
+	case c.Version != version:
+		return fmt.Errorf("it was of version %d, this program's is of %d", c.Version, version)
+	case c.Index != l.Index:
+		return errors.New("it had another device")
+	case c.Local != local:
+		return fmt.Errorf("it was to listen at %s and listened at %s", local, c.Local)
+	}
+	return nil
 }
 
 // remove deletes a device and waits until its keeper, which holds the port,

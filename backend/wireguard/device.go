@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"log/slog"
 	"net/netip"
 	"slices"
 	"time"
@@ -45,6 +46,7 @@ type device struct {
 	// userspaceOnly: the kernel's WireGuard is not to be used.
 	userspaceOnly bool
 	ns            *netns.NS
+	log           *slog.Logger // nil: quiet
 
 	// tunnels are those that it serves; usable of them are the ones that
 	// could be set up.
@@ -117,12 +119,13 @@ func (d *device) explain(err error) error {
 }
 
 // errUnfit: the device that is there is none that could be used.
-var errUnfit = errors.New("it is no WireGuard device of ours")
+var errUnfit = errors.New("the device was none that could be used")
 
 // exist adopts the device that is there, whoever runs it, or makes it, and
 // returns what it has.
 func (d *device) exist(ctx context.Context, h *link.Handle) (wg.State, error) {
 	l, err := h.LinkByName(d.name)
+	var why error // there must be a process again
 	switch {
 	case err == nil:
 		s, err := d.adopt(ctx, &l)
@@ -130,14 +133,20 @@ func (d *device) exist(ctx context.Context, h *link.Handle) (wg.State, error) {
 			d.link = l
 			return s, err
 		}
+		why = err
 		if err := h.DeleteLink(l.Index); err != nil {
 			return wg.State{}, err
 		}
 	case !errors.Is(err, link.ErrNoLink):
 		return wg.State{}, err
+	case d.userspace():
+		why = errors.New("it had ended, or somebody had deleted the device")
 	}
 	if err := d.make(ctx, h); err != nil {
 		return wg.State{}, err
+	}
+	if why != nil && d.userspace() {
+		outlive.Restarted(d.log, d.name, why)
 	}
 	d.lost, d.newKey = !d.newKey, false
 	if d.link, err = h.LinkByName(d.name); err != nil {
@@ -166,13 +175,14 @@ func (d *device) adopt(ctx context.Context, l *link.Link) (wg.State, error) {
 		s, err := d.socket.Read(answer)
 		stop()
 		if errors.Is(err, context.DeadlineExceeded) {
-			if _, err := outlive.Kill(ctx, d.name, d.socket.Path); err != nil {
+			pid, err := outlive.Kill(ctx, d.name, d.socket.Path)
+			if err != nil {
 				return s, err
 			}
-			return s, errUnfit
+			return s, fmt.Errorf("%w: process %d did not answer for %s and was killed", errUnfit, pid, patience)
 		}
 		if errors.Is(err, fs.ErrNotExist) {
-			return s, errUnfit
+			return s, fmt.Errorf("%w: %w", errUnfit, err)
 		}
 		d.use(d.socket)
 		return s, err

@@ -28,7 +28,11 @@ var (
 
 // cluster makes hosts with the driver's files in directories of their own.
 func cluster(t *testing.T, options string, fams backendtest.Families, hosts int) (*backendtest.Cluster, perHost) {
-	s := suite(t, wireguard.Driver{})
+	return clusterOf(t, wireguard.Driver{}, options, fams, hosts)
+}
+
+func clusterOf(t *testing.T, drv wireguard.Driver, options string, fams backendtest.Families, hosts int) (*backendtest.Cluster, perHost) {
+	s := suite(t, drv)
 	s.Options = []byte(options)
 	p := s.Driver().(perHost)
 	return backendtest.NewCluster(t, s, fams, hosts), p
@@ -289,9 +293,7 @@ func TestStoppedProcessIsReplaced(t *testing.T) {
 	if pid == 0 {
 		t.Skip("this kernel has WireGuard: no process to stop")
 	}
-	if err := syscall.Kill(pid, syscall.SIGSTOP); err != nil {
-		t.Fatal(err)
-	}
+	backendtest.Stop(t, pid)
 	a.Device.Forget()
 	a.Sync(t, b.Own)
 	b.Reach(t, a)

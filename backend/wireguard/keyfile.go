@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"io"
 	"io/fs"
+	"log/slog"
 	"os"
 	"path/filepath"
 
@@ -14,9 +15,9 @@ import (
 
 // loadKey returns the private key in a file, which flannel may have written,
 // or makes one and writes it, for root alone. A file that others can read is
-// closed to them.
-func loadKey(path string) (k wg.Secret, isNew bool, err error) {
-	k, err = readKey(path)
+// closed to them, and log (nil: quiet) is told.
+func loadKey(path string, log *slog.Logger) (k wg.Secret, isNew bool, err error) {
+	k, err = readKey(path, log)
 	if errors.Is(err, fs.ErrNotExist) {
 		k, isNew = wg.NewSecret(), true
 		err = writeKey(path, k)
@@ -27,7 +28,7 @@ func loadKey(path string) (k wg.Secret, isNew bool, err error) {
 	return k, isNew, nil
 }
 
-func readKey(path string) (wg.Secret, error) {
+func readKey(path string, log *slog.Logger) (wg.Secret, error) {
 	// A pipe would have the daemon wait for whoever writes to it.
 	f, err := os.OpenFile(path, os.O_RDONLY|unix.O_NONBLOCK, 0)
 	if err != nil {
@@ -40,6 +41,10 @@ func readKey(path string) (wg.Secret, error) {
 	}
 	if err == nil && st.Mode().Perm()&0o077 != 0 {
 		err = f.Chmod(st.Mode().Perm() &^ 0o077)
+		if err == nil && log != nil {
+			log.Warn("WireGuard key could be read by others than root, who may have it: to rotate it remove its file and restart flanneld",
+				"file", path, "former", st.Mode().Perm())
+		}
 	}
 	if err != nil {
 		return wg.Secret{}, err

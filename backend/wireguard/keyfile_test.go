@@ -1,11 +1,14 @@
 package wireguard
 
 import (
+	"bytes"
+	"log/slog"
 	"os"
 	"path/filepath"
 	"strings"
 	"testing"
 
+	wg "github.com/flanneld/flanneld/kernel/wireguard"
 	"golang.org/x/sys/unix"
 )
 
@@ -24,7 +27,7 @@ func TestAKeyFileThatIsNoneIsRefusedAtOnce(t *testing.T) {
 			if err != nil {
 				t.Fatal(err)
 			}
-			_, _, err = loadKey(path)
+			_, _, err = loadKey(path, nil)
 			if err == nil || !strings.Contains(err.Error(), path+" is no regular file") || !strings.Contains(err.Error(), "remove it") {
 				t.Errorf("got %v", err)
 			}
@@ -32,5 +35,38 @@ func TestAKeyFileThatIsNoneIsRefusedAtOnce(t *testing.T) {
 				t.Errorf("%v, was %v: %v", after, before, err)
 			}
 		})
+	}
+}
+
+func TestAKeyThatOthersCouldReadIsToldOfOnce(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "key")
+	var log bytes.Buffer
+	load := func() wg.Secret {
+		t.Helper()
+		k, _, err := loadKey(path, slog.New(slog.NewTextHandler(&log, nil)))
+		if err != nil {
+			t.Fatal(err)
+		}
+		return k
+	}
+	k := load()
+	if log.Len() > 0 {
+		t.Errorf("a new key: %s", &log)
+	}
+	if err := os.Chmod(path, 0o640); err != nil {
+		t.Fatal(err)
+	}
+	for range 2 {
+		if load() != k {
+			t.Error("another key")
+		}
+	}
+	text := log.String()
+	if strings.Count(text, "\n") != 1 || !strings.Contains(text, "level=WARN") || !strings.Contains(text, "file="+path) ||
+		!strings.Contains(text, "former=-rw-r-----") || strings.Contains(text, k.Reveal()) {
+		t.Errorf("log %q", text)
+	}
+	if st, err := os.Stat(path); err != nil || st.Mode().Perm() != 0o600 {
+		t.Errorf("%v, %v", st, err)
 	}
 }

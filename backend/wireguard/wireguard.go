@@ -82,7 +82,7 @@ func (drv Driver) Open(ctx context.Context, n subnet.Config, u backend.Underlay,
 	if err := d.plan(n, u, opts); err != nil {
 		return nil, err
 	}
-	private, isNew, err := loadKey(cmp.Or(drv.KeyFile, DefaultKeyFile))
+	private, isNew, err := loadKey(cmp.Or(drv.KeyFile, DefaultKeyFile), drv.Log)
 	if err != nil {
 		return nil, err
 	}
@@ -92,6 +92,7 @@ func (drv Driver) Open(ctx context.Context, n subnet.Config, u backend.Underlay,
 	}
 	for _, dev := range d.devices {
 		dev.private, dev.public, dev.newKey, dev.userspaceOnly = private, public, isNew, drv.Userspace
+		dev.log = drv.Log
 		dev.socket = wg.Socket{Path: drv.socket(dev.name)}
 		if dev.ns, err = netns.Current(); err != nil {
 			d.close()

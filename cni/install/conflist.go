@@ -33,6 +33,7 @@ func render(name string, portmap bool) []byte {
 			"isDefaultGateway": true,
 			"hairpinMode":      true,
 			"ipam":             map[string]any{"type": "flanneld-ipam"},
+			"capabilities":     map[string]bool{"aliases": true},
 		}},
 	}
 	if portmap {

@@ -69,7 +69,7 @@ func TestPluginsAndConflistAreInstalled(t *testing.T) {
 		}
 	}
 	const want = `{"cniVersion":"1.0.0","cniVersions":["0.4.0","1.0.0","1.1.0"],"name":"flannel","plugins":[` +
-		`{"hairpinMode":true,"ipam":{"type":"flanneld-ipam"},"isDefaultGateway":true,"type":"flanneld-bridge"}]}`
+		`{"capabilities":{"aliases":true},"hairpinMode":true,"ipam":{"type":"flanneld-ipam"},"isDefaultGateway":true,"type":"flanneld-bridge"}]}`
 	var got bytes.Buffer
 	if err := json.Compact(&got, []byte(read(t, filepath.Join(o.ConfDir, "10-flannel.conflist")))); err != nil {
 		t.Fatal(err)

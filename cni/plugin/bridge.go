@@ -87,8 +87,8 @@ func newAttachment(c *call) (*attachment, error) {
 			return nil, err
 		}
 		a.routes = c.conf.IPAM.Routes
-		if c.conf.IPAM.ResolvConf != "" && a.dns.IsEmpty() {
-			if a.dns, err = resolvConf(c.conf.IPAM.ResolvConf); err != nil {
+		if a.dns.IsEmpty() {
+			if a.dns, err = c.resolver(a.space); err != nil {
 				return nil, err
 			}
 		}

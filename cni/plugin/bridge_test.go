@@ -328,7 +328,7 @@ func TestRecordIsTheEndpoint(t *testing.T) {
 		"attached": `true`, "network": `"podnet"`, "containerID": `"a"`, "ifName": `"eth0"`, "netns": `"` + n.Path() + `"`,
 		"hostLink": `"` + hostLink(c, "a", "eth0") + `"`, "bridge": `"cni0"`, "mac": `"0a:58:0a:01:02:02"`,
 		"addresses": `["10.1.2.2/24","fd00:1:2::2/64"]`, "gateways": `["10.1.2.1","fd00:1:2::1"]`, "masquerade": `true`, "guarded": `true`,
-		"names": `["web-1","www"]`, "labels": `{"app":"web","io.kubernetes.pod.namespace":"shop"}`,
+		"names": `["web-1","www"]`, "namespace": `"shop"`, "labels": `{"app":"web"}`,
 	}
 	for k, w := range want {
 		if g, _ := json.Marshal(got[k]); string(g) != w {

@@ -61,12 +61,10 @@ type config struct {
 	} `json:"runtimeConfig"`
 	Args struct {
 		CNI struct {
-			MAC    string   `json:"mac"`
-			IPs    []string `json:"ips"`
-			Labels []struct {
-				Key   string `json:"key"`
-				Value string `json:"value"`
-			} `json:"labels"`
+			MAC    string          `json:"mac"`
+			IPs    []string        `json:"ips"`
+			Name   json.RawMessage `json:"name"`   // see identity
+			Labels json.RawMessage `json:"labels"` // see labels
 		} `json:"cni"`
 	} `json:"args"`
 

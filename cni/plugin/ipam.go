@@ -45,15 +45,16 @@ func ipamAdd(c *call) error {
 	if err != nil {
 		return err
 	}
-	var dns types.DNS
-	if c.conf.IPAM.ResolvConf != "" {
-		if dns, err = resolvConf(c.conf.IPAM.ResolvConf); err != nil {
-			return err
-		}
+	dns, err := c.resolver(space)
+	if err != nil {
+		return err
 	}
-	names, labels := c.names()
+	who, err := c.identity()
+	if err != nil {
+		return err
+	}
 	h, err := pool.Reserve(ipam.Record{
-		ContainerID: c.containerID, IfName: c.ifName, NetNS: c.netns, Names: names, Labels: labels,
+		ContainerID: c.containerID, IfName: c.ifName, NetNS: c.netns, Namespace: who.namespace, Names: who.names, Labels: who.labels,
 	}, ipam.Request{Sets: space.sets, Want: want})
 	if errors.Is(err, ipam.ErrExists) {
 		return failf(codeExists, "%v: DEL it first", err)

@@ -28,10 +28,13 @@ func (a *attachment) reserve() error {
 	if err != nil {
 		return fail(codeKernel, err)
 	}
-	names, labels := a.names()
+	who, err := a.identity()
+	if err != nil {
+		return err
+	}
 	r := ipam.Record{
 		ContainerID: a.containerID, IfName: a.ifName, NetNS: a.netns, HostNS: here.Ino, Bridge: a.conf.Bridge,
-		HostLink: a.key.HostLink(a.conf.Name), Names: names, Labels: labels,
+		HostLink: a.key.HostLink(a.conf.Name), Namespace: who.namespace, Names: who.names, Labels: who.labels,
 		MTU: a.mtu, Promisc: a.conf.PromiscMode, Hairpin: a.conf.HairpinMode, Isolated: a.conf.PortIsolation,
 	}
 	q := ipam.Request{Sets: a.space.sets, Stale: a.stale, Fill: func(r *ipam.Record) {
@@ -172,24 +175,4 @@ func (a *attachment) stale(r ipam.Record) bool {
 		}
 	}
 	return a.clear(a.ports, r) == nil
-}
-
-// names and labels that the engine gives the container.
-func (c *call) names() (names []string, labels map[string]string) {
-	if n := c.args["K8S_POD_NAME"]; n != "" {
-		names = append(names, n)
-	}
-	for _, n := range c.conf.RuntimeConfig.Aliases[c.conf.Name] {
-		if !slices.Contains(names, n) {
-			names = append(names, n)
-		}
-	}
-	labels = map[string]string{}
-	if ns := c.args["K8S_POD_NAMESPACE"]; ns != "" {
-		labels["io.kubernetes.pod.namespace"] = ns
-	}
-	for _, l := range c.conf.Args.CNI.Labels {
-		labels[l.Key] = l.Value
-	}
-	return names, labels
 }

@@ -189,7 +189,7 @@ func FuzzConfig(f *testing.F) {
 		_, _ = c.wanted()
 		_, _ = c.conf.ranges()
 		_, _ = c.conf.validAttachments()
-		_, _ = c.names()
+		_, _ = c.identity()
 		if prev, err := c.conf.prevResult(); err == nil && prev != nil {
 			c.ownAddresses(prev)
 		}

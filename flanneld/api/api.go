@@ -3,17 +3,7 @@
 package api
 
 import (
-	"context"
-	"encoding/json"
-	"errors"
-	"fmt"
-	"io"
-	"net"
-	"net/http"
 	"net/netip"
-	"os"
-	"strings"
-	"syscall"
 	"time"
 )
 
@@ -42,6 +32,7 @@ type Status struct {
 	Started time.Time `json:"started"`
 	Etcd    Etcd      `json:"etcd"`
 	Network *Network  `json:"network,omitempty"` // nil before the lease
+	DNS     *DNS      `json:"dns,omitempty"`     // nil before the lease, and with --no-dns
 	Peers   []Peer    `json:"peers"`
 }
 
@@ -120,55 +111,4 @@ type Probe struct {
 	// elsewhere (not on the same link), empty if that was not tried.
 	Plain  string    `json:"plain,omitempty"`
 	Looked time.Time `json:"looked"`
-}
-
-// Client talks to a daemon.
-type Client struct{ http http.Client }
-
-// NewClient returns a client of the daemon behind a socket.
-func NewClient(socket string) *Client {
-	return &Client{http.Client{
-		Timeout: 5 * time.Second,
-		Transport: &http.Transport{
-			DisableKeepAlives: true,
-			DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) {
-				var d net.Dialer
-				return d.DialContext(ctx, "unix", socket)
-			},
-		},
-	}}
-}
-
-// ErrNotRunning: nobody listens on the socket.
-var ErrNotRunning = errors.New("flanneld is not running on this host: start it with systemctl start flanneld, or by hand (flanneld --help)")
-
-// Status asks for the daemon's status.
-func (c *Client) Status(ctx context.Context) (Status, error) {
-	var s Status
-	return s, c.get(ctx, "/v1/status", &s)
-}
-
-func (c *Client) get(ctx context.Context, path string, into any) error {
-	req, err := http.NewRequestWithContext(ctx, http.MethodGet, "http://flanneld"+path, nil)
-	if err != nil {
-		return err
-	}
-	resp, err := c.http.Do(req)
-	switch {
-	case errors.Is(err, os.ErrPermission):
-		return fmt.Errorf("open %s: only root may ask flanneld: use sudo", Socket)
-	case errors.Is(err, os.ErrNotExist), errors.Is(err, syscall.ECONNREFUSED):
-		return ErrNotRunning
-	case err != nil:
-		return fmt.Errorf("ask flanneld for %s: %w", path, err)
-	}
-	defer resp.Body.Close()
-	if resp.StatusCode != http.StatusOK {
-		text, _ := io.ReadAll(io.LimitReader(resp.Body, 4096)) // the status says enough without it
-		return fmt.Errorf("flanneld answered %s to %s: %s", resp.Status, path, strings.TrimSpace(string(text)))
-	}
-	if err := json.NewDecoder(resp.Body).Decode(into); err != nil {
-		return fmt.Errorf("read flanneld's answer to %s: %w", path, err)
-	}
-	return nil
 }

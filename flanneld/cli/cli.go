@@ -33,6 +33,8 @@ func commands() map[string]command {
 		"status":  status,
 		"cleanup": cleanup,
 		"cni":     CNI,
+		"service": serviceCmd,
+		"dns":     dnsCmd,
 		"lab":     Lab,
 		"version": version,
 	}
@@ -44,6 +46,8 @@ const helpText = `flanneld gives every container on every host of a cluster an a
   flanneld status       show whether this host's part of the network is healthy, and why not
   flanneld cleanup      remove everything that flanneld made on this host
   flanneld cni          install the CNI plugins for container engines, or remove them
+  flanneld service      names for containers chosen by their labels
+  flanneld dns          look names up, and add names by hand
   flanneld lab          hosts made of namespaces on this machine, to try things out
   flanneld version      print the version
 
@@ -131,42 +135,4 @@ func Version() string {
 		return info.Main.Version
 	}
 	return "unknown"
-}
-
-// newFlags returns the flag set of a subcommand with help that shows
-// examples.
-func newFlags(name, synopsis, text string, examples ...string) *flag.FlagSet {
-	fs := flag.NewFlagSet("flanneld "+name, flag.ContinueOnError)
-	fs.Usage = func() {
-		fmt.Fprintf(fs.Output(), "usage: flanneld %s %s\n\n%s\n\nExamples:\n", name, synopsis, text)
-		for _, e := range examples {
-			fmt.Fprintf(fs.Output(), "  %s\n", e)
-		}
-		fmt.Fprintln(fs.Output())
-		fs.PrintDefaults()
-	}
-	return fs
-}
-
-// parse reads the flags of a subcommand that takes no other arguments. done
-// says that the command ends here with the code.
-func parse(fs *flag.FlagSet, args []string, stdout, stderr io.Writer) (code int, done bool) {
-	fs.SetOutput(io.Discard)
-	err := fs.Parse(args)
-	switch {
-	case errors.Is(err, flag.ErrHelp):
-		fs.SetOutput(stdout)
-		fs.Usage()
-		return exitOK, true
-	case err != nil:
-		return usageErr(stderr, fs, err), true
-	case fs.NArg() > 0:
-		return usageErr(stderr, fs, fmt.Errorf("unexpected argument %q", fs.Arg(0))), true
-	}
-	return 0, false
-}
-
-func usageErr(stderr io.Writer, fs *flag.FlagSet, err error) int {
-	fmt.Fprintf(stderr, "%s: %v (see %s --help)\n", fs.Name(), err, fs.Name())
-	return exitUsage
 }

@@ -41,27 +41,10 @@ Each takes --help. To begin with:
 
 // Lab is the subcommand "lab". It returns the exit code.
 func Lab(ctx context.Context, args []string, stdout, stderr io.Writer) int {
-	commands := map[string]command{
+	return group(ctx, "lab", labHelp, map[string]command{
 		"up": labUp, "down": labDown, "list": labList, "show": labShow, "exec": labExec, "run": labRun,
 		"stop": labStop, "daemon": labDaemon, "unplug": labUnplug, "plug": labPlug, "demo": labDemo,
-	}
-	name := ""
-	if len(args) > 0 {
-		name = args[0]
-	}
-	if c, ok := commands[name]; ok {
-		return c(ctx, args[1:], stdout, stderr)
-	}
-	switch name {
-	case "help", "-h", "-help", "--help":
-		fmt.Fprint(stdout, labHelp)
-		return exitOK
-	case "":
-		fmt.Fprint(stderr, labHelp)
-	default:
-		fmt.Fprintf(stderr, "flanneld lab: there is no command %q; flanneld lab help lists them\n", name)
-	}
-	return exitUsage
+	}, args, stdout, stderr)
 }
 
 // labFlags adds to newFlags what every lab command has.
@@ -73,35 +56,12 @@ func labFlags(name, synopsis, text string, examples ...string) (*flag.FlagSet, *
 // parseOperands reads flags and n operands in any order, and the command that
 // follows them, with or without "--" in between.
 func parseOperands(fs *flag.FlagSet, args []string, n int, stdout, stderr io.Writer) (operands, command []string, code int, done bool) {
-	fs.SetOutput(io.Discard)
-	dashes := slices.Index(args, "--")
-	if dashes >= 0 {
-		args, command = args[:dashes], args[dashes+1:]
+	operands, command, err := scan(fs, args, n)
+	if i := slices.Index(args, "--"); err == nil && i >= 0 && len(command) > len(args)-i-1 {
+		err = fmt.Errorf("unexpected argument %q before --", command[0])
 	}
-	for len(args) > 0 {
-		if strings.HasPrefix(args[0], "-") && args[0] != "-" {
-			if err := fs.Parse(args); errors.Is(err, flag.ErrHelp) {
-				fs.SetOutput(stdout)
-				fs.Usage()
-				return nil, nil, exitOK, true
-			} else if err != nil {
-				return nil, nil, usageErr(stderr, fs, err), true
-			}
-			args = fs.Args()
-			continue
-		}
-		if len(operands) == n {
-			break
-		}
-		operands, args = append(operands, args[0]), args[1:]
-	}
-	switch {
-	case len(operands) < n:
-		return nil, nil, usageErr(stderr, fs, fmt.Errorf("%d operands given, %d needed", len(operands), n)), true
-	case dashes >= 0 && len(args) > 0:
-		return nil, nil, usageErr(stderr, fs, fmt.Errorf("unexpected argument %q before --", args[0])), true
-	}
-	return operands, append(args, command...), 0, false
+	code, done = checkArgs(fs, err, len(operands), n, stdout, stderr)
+	return operands, command, code, done
 }
 
 // labExit reports err and returns the exit code.

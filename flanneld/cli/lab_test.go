@@ -49,6 +49,7 @@ func TestLabUsageErrors(t *testing.T) {
 		"stop with a command": {"stop", "host1", "web", "--", "ls"},
 		"unknown action":      {"daemon", "restart", "host1"},
 		"two hosts":           {"plug", "host1", "host2"},
+		"label without value": {"run", "host1", "web", "--label", "app"},
 	} {
 		if code, _, errs := runLab(t, args...); code != exitUsage || errs == "" {
 			t.Errorf("%s: exit code %d, said %q", name, code, errs)

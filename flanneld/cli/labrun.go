@@ -77,28 +77,33 @@ func foreground(cmd *lab.Cmd, stdout, stderr io.Writer) int {
 func labRun(ctx context.Context, args []string, stdout, stderr io.Writer) int {
 	fs, name := labFlags("run", "[flags] HOST CONTAINER [-- COMMAND]", `Make a container on a host, plugged in by the CNI plugins, and run a command in it. The container goes
 when the command ends; flanneld lab run ends with its exit code. Without a command: a shell.
-With -d the container stays until flanneld lab stop, and so does the command, if there is one.`,
-		"flanneld lab run host1 client -- ping -c 3 10.1.19.2",
-		"flanneld lab run -d host2 web -- busybox httpd -f -h /usr/share/doc")
+With -d the container stays until flanneld lab stop, and so does the command, if there is one.
+The others reach it by its name, and services choose it by its labels.`,
+		"flanneld lab run host1 client -- ping -c 3 web",
+		"flanneld lab run -d --label app=sample,tier=front host2 web -- busybox httpd -f -h /usr/share/doc")
 	detach := fs.Bool("d", false, "run in the background; print the container's addresses")
 	conflist := fs.String("conflist", "", "CNI configuration list `FILE` (default: the pod network)")
+	plug := lab.Plug{}
+	fs.Func("label", "`LABEL=VALUE[,LABEL=VALUE…]` of the container, for services to choose it by; repeatable", func(text string) error {
+		return addLabels(&plug.Labels, text)
+	})
+	fs.StringVar(&plug.Namespace, "namespace", "", "Kubernetes `NAMESPACE` that the plugins are told (default: none)")
 	operands, argv, code, done := parseOperands(fs, args, 2, stdout, stderr)
 	if done {
 		return code
 	}
-	config := ""
 	if *conflist != "" {
 		b, err := os.ReadFile(*conflist)
 		if err != nil {
 			return labExit(stderr, err)
 		}
-		config = string(b)
+		plug.Conflist = string(b)
 	}
 	h, err := labHost(*name, operands[0])
 	if err != nil {
 		return labExit(stderr, err)
 	}
-	c, err := h.Attach(ctx, operands[1], config)
+	c, err := h.AttachAs(ctx, operands[1], plug)
 	if err != nil {
 		return labExit(stderr, err)
 	}

@@ -22,22 +22,17 @@ func status(ctx context.Context, args []string, stdout, stderr io.Writer) int {
 The first line is the verdict: ok, degraded (traffic flows, something needs attention) or down.
 Ends with 0 for ok, 1 for degraded, 2 for down.`,
 		"flanneld status", "flanneld status -o json")
-	output := fs.String("o", "text", "output `FORMAT`: text or json")
+	format := outputFlag(fs)
 	if code, done := parse(fs, args, stdout, stderr); done {
 		return code
-	}
-	if *output != "text" && *output != "json" {
-		return usageErr(stderr, fs, fmt.Errorf("-o=%s: use text or json", *output))
 	}
 	s, err := api.NewClient(api.Socket).Status(ctx)
 	if err != nil {
 		fmt.Fprintln(stderr, err)
 		return exitDown
 	}
-	if *output == "json" {
-		enc := json.NewEncoder(stdout)
-		enc.SetIndent("", "  ")
-		_ = enc.Encode(s) // nobody is left to tell
+	if *format == "json" {
+		printJSON(stdout, s)
 	} else {
 		printStatus(stdout, s, time.Now())
 	}
@@ -53,6 +48,12 @@ Ends with 0 for ok, 1 for degraded, 2 for down.`,
 
 // Exit codes of status beside exitOK and exitFailure.
 const exitDown = 2
+
+func printJSON(w io.Writer, v any) {
+	enc := json.NewEncoder(w)
+	enc.SetIndent("", "  ")
+	_ = enc.Encode(v) // nobody is left to tell
+}
 
 // printStatus is the text that people read; the golden file shows it.
 func printStatus(w io.Writer, s api.Status, now time.Time) {
@@ -85,6 +86,11 @@ func printStatus(w io.Writer, s api.Status, now time.Time) {
 		row("rules", "%s, %s", n.Filter, masq)
 		row("synced", "%s ago", age(now, n.Synced))
 	}
+	if s.DNS != nil {
+		for i, line := range dnsLines(s.DNS) {
+			row([]string{"names", "upstream", ""}[min(i, 2)], "%s", line)
+		}
+	}
 	_ = tw.Flush() // a terminal that went away needs no error
 	if len(s.Peers) > 0 {
 		fmt.Fprintf(w, "\n%d peers\n", len(s.Peers))
@@ -101,6 +107,39 @@ func printStatus(w io.Writer, s api.Status, now time.Time) {
 		}
 		fmt.Fprintf(w, "  %s\n", n)
 	}
+}
+
+// dnsLines say how names are answered: ours in the first line, then the
+// upstreams, one each.
+func dnsLines(d *api.DNS) []string {
+	at := "answered nowhere"
+	if len(d.Addresses) > 0 {
+		at = "at " + join(d.Addresses)
+	}
+	line := fmt.Sprintf("%s %s: %s, %s, %s", d.Domain, at, count(d.Endpoints, "container"), count(d.Services, "service"), count(d.Names, "name")+" added")
+	if d.LeftOut > 0 {
+		line += fmt.Sprintf(", %d left out", d.LeftOut)
+	}
+	lines := []string{line}
+	for _, u := range d.Upstreams {
+		state := "ok"
+		if !u.Healthy {
+			state = "does not answer"
+		}
+		lines = append(lines, u.Addr.String()+" "+state)
+	}
+	if len(d.Upstreams) == 0 {
+		lines = append(lines, "none: names of others are not found")
+	}
+	return lines
+}
+
+// count is "1 container", "2 containers".
+func count(n int, what string) string {
+	if n != 1 {
+		what += "s"
+	}
+	return fmt.Sprintf("%d %s", n, what)
 }
 
 // tunnel is how packets get to a peer.

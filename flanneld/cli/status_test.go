@@ -64,6 +64,8 @@ func TestStatusReadsAtAGlance(t *testing.T) {
 					}},
 				{Subnets: prefixes("10.1.8.0/24"), PublicIPs: addrs("192.168.77.13"), Driver: "vxlan", Known: ago(5 * time.Minute), Synced: ago(4 * time.Second)},
 			},
+			DNS: &api.DNS{Domain: "cluster.local", Addresses: addrs("10.1.19.1", "10.0.0.10", "fd00:1:0:19::1"), Endpoints: 12, Services: 3, Names: 1,
+				Upstreams: []api.Upstream{{Addr: netip.MustParseAddrPort("192.0.2.1:53"), Healthy: true}, {Addr: netip.MustParseAddrPort("[2001:db8::1]:53"), Healthy: true}}},
 			Notices: []string{"net.ipv4.ip_forward 0 → 1"},
 		},
 		"status-degraded.txt": {
@@ -72,6 +74,7 @@ func TestStatusReadsAtAGlance(t *testing.T) {
 			Etcd: api.Etcd{Endpoints: []string{"http://192.168.77.1:2379"}, Since: ago(12 * time.Second), Error: "connection refused"},
 			Network: &api.Network{Name: "default", Networks: prefixes("10.1.0.0/16"), Subnets: prefixes("10.1.19.0/24"), PublicIPs: addrs("192.168.77.11"),
 				Underlay: "eth0", Driver: "vxlan", Device: "flannel.1", MTU: 1450, Filter: "nftables", Held: ago(time.Minute), Synced: ago(time.Second)},
+			DNS: &api.DNS{Domain: "cluster.local", Endpoints: 1, LeftOut: 2, Upstreams: []api.Upstream{{Addr: netip.MustParseAddrPort("192.0.2.1:53")}}},
 			Peers: []api.Peer{{Node: "host3", Subnets: prefixes("10.1.9.0/24"), PublicIPs: addrs("192.168.77.13"), Driver: "vxlan", Known: ago(time.Minute), Synced: ago(time.Second), Live: &no},
 				{Node: "host4", Subnets: prefixes("10.1.10.0/24"), PublicIPs: addrs("192.168.77.14"), Driver: "vxlan", Known: ago(time.Minute), Synced: ago(time.Second), Live: &yes,
 					Probes: []api.Probe{{Addr: addrs("10.1.10.0")[0], Verdict: "small-mtu", RTT: time.Millisecond, MTU: 1412,

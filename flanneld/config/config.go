@@ -20,6 +20,7 @@ import (
 type Config struct {
 	Etcd  Etcd
 	Embed Embed
+	DNS   DNS
 
 	// NodeName is this host's name in the cluster; NodeNameSet says that it
 	// was chosen by a person rather than taken from the hostname.
@@ -156,6 +157,7 @@ func (r *raw) validate(given map[string]bool) (*Config, error) {
 	bad(c.setEmbed(r, given))
 	bad(c.checkEtcd())
 	bad(c.setHealthz(r))
+	bad(c.setDNS(r))
 	level, err := parseLevel(r.logLevel, r.verbosity)
 	bad(err)
 	c.LogLevel = level

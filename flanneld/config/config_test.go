@@ -151,7 +151,8 @@ func TestHelpShowsEveryFlagOfOurs(t *testing.T) {
 	if _, err := Parse([]string{"--help"}, env(nil), &out); !errors.Is(err, flag.ErrHelp) {
 		t.Fatal(err)
 	}
-	for _, w := range []string{"--embed-etcd[=DIR]", "--iface NAME or address", "FLANNELD_ETCD_PREFIX", "Examples:"} {
+	for _, w := range []string{"--embed-etcd[=DIR]", "--iface NAME or address", "FLANNELD_ETCD_PREFIX", "Examples:",
+		"--dns-domain DOMAIN", "(default cluster.local)", "--dns-upstream ADDRESS[:PORT]", "--dns-ttl TIME", "--dns-prefer-local", "--no-dns"} {
 		if !strings.Contains(out.String(), w) {
 			t.Errorf("help does not say %q:\n%s", w, out.String())
 		}

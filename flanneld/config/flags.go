@@ -26,6 +26,9 @@ type raw struct {
 	embedDir             dirFlag
 	embedListen, network string
 	nodeName             string
+	noDNS, preferLocal   bool
+	dnsDomain, dnsTTL    string
+	dnsUpstream          string
 	cniInstall           bool
 	fixOffload           bool
 	cleanup, version     bool
@@ -71,6 +74,11 @@ func (r *raw) flags() *flag.FlagSet {
 	fs.StringVar(&r.embedListen, "embed-etcd-listen", defaultEmbedListen, "`ADDRESS[:PORT]` of the embedded etcd for the other hosts; TLS with the --etcd-*file flags")
 	fs.StringVar(&r.network, "network", "", "with --embed-etcd: pod network `CIDR` to write as configuration if there is none yet; CIDR,CIDR for IPv4 and IPv6")
 	fs.StringVar(&r.nodeName, "node-name", "", "this host's `NAME` in the cluster (default: the hostname)")
+	fs.BoolVar(&r.noDNS, "no-dns", false, "answer no names on this host")
+	fs.StringVar(&r.dnsDomain, "dns-domain", "cluster.local", "`DOMAIN` of the cluster's names; the same on every host")
+	fs.StringVar(&r.dnsUpstream, "dns-upstream", "", "comma-separated `ADDRESS[:PORT]` of the servers that are asked for all other names (default: those of /etc/resolv.conf, followed when it changes)")
+	fs.StringVar(&r.dnsTTL, "dns-ttl", "5s", "`TIME` for which the cluster's names may be cached, up to 1h")
+	fs.BoolVar(&r.preferLocal, "dns-prefer-local", false, "answer this host's containers before those of the other hosts")
 	fs.BoolVar(&r.cniInstall, "cni-install", false, "install the CNI plugins and their configuration once the network is ready")
 	fs.BoolVar(&r.fixOffload, "fix-offload", false, "compute checksums in software before packets enter the tunnel: for network cards that get them wrong (ping works, TCP does not); costs a sixth of the throughput")
 	fs.BoolVar(&r.cleanup, "cleanup", false, "remove everything that flanneld made on this host, and end")

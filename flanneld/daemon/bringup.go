@@ -29,8 +29,7 @@ import (
 )
 
 // drivers is the one place that knows every backend.
-func drivers(own *link.Own) map[string]backend.Driver {
-	o := routed.Options{Own: own}
+func drivers(o routed.Options) map[string]backend.Driver {
 	return map[string]backend.Driver{
 		alloc.Type:     alloc.Driver{Options: o},
 		extension.Type: extension.Driver{Options: o},
@@ -43,7 +42,7 @@ func drivers(own *link.Own) map[string]backend.Driver {
 	}
 }
 
-func driverNames() []string { return slices.Sorted(maps.Keys(drivers(nil))) }
+func driverNames() []string { return slices.Sorted(maps.Keys(drivers(routed.Options{}))) }
 
 // bringUp makes the device fit the configuration and the underlay. It does
 // nothing if all is as before, and after an error the former device stays.
@@ -60,7 +59,7 @@ func (n *network) bringUp(ctx context.Context) error {
 	if same && sameUnderlay(u, n.underlay) {
 		return nil
 	}
-	d, err := driverFor(c, n.kernel.own)
+	d, err := driverFor(c, routed.Options{Own: n.kernel.own, Log: n.log})
 	if err != nil {
 		return err
 	}
@@ -78,6 +77,8 @@ func (n *network) bringUp(ctx context.Context) error {
 		}
 	}
 	n.device, n.underlay, n.opened = dev, u, c
+	n.turn++
+	n.unresolved = true
 	n.probes.epoch++
 	return n.prepareHost(ctx)
 }
@@ -111,8 +112,8 @@ func links(i backend.Info) []string {
 }
 
 // driverFor is the driver that c asks for.
-func driverFor(c subnet.Config, own *link.Own) (backend.Driver, error) {
-	d, ok := drivers(own)[c.Backend.Type]
+func driverFor(c subnet.Config, o routed.Options) (backend.Driver, error) {
+	d, ok := drivers(o)[c.Backend.Type]
 	if !ok {
 		return nil, &subnet.ConfigError{Field: "Backend.Type", Value: c.Backend.Type,
 			Remedy: fmt.Sprintf("this flanneld has %s; set e.g. \"Backend\":{\"Type\":\"vxlan\"} (flannel's default is udp)", strings.Join(driverNames(), ", "))}
@@ -123,7 +124,7 @@ func driverFor(c subnet.Config, own *link.Own) (backend.Driver, error) {
 // usable says why a valid configuration cannot be used on this host, nil if
 // it can, or if that is not the configuration's fault.
 func usable(cfg *config.Config, c subnet.Config) error {
-	d, err := driverFor(c, nil)
+	d, err := driverFor(c, routed.Options{})
 	if err != nil {
 		return err
 	}

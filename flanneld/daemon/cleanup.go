@@ -72,7 +72,7 @@ func clean(ctx context.Context, cfg *config.Config, log *slog.Logger) error {
 	// Engines first, so that nothing is plugged in any more.
 	errs = append(errs, install.Remove(install.Options{}))
 	errs = append(errs, withdraw(ctx, cfg))
-	errs = append(errs, cleanRules(ctx), cleanContainers(ctx))
+	errs = append(errs, cleanRules(ctx), cleanContainers(ctx), cleanAddresses())
 	report, err := host.Cleanup(ctx, host.Options{})
 	errs = append(errs, err)
 	for _, line := range report {
@@ -90,14 +90,16 @@ func clean(ctx context.Context, cfg *config.Config, log *slog.Logger) error {
 // leaves containers what they have among themselves and to the world.
 func withdraw(ctx context.Context, cfg *config.Config) error {
 	var errs []error
-	for name, d := range drivers(nil) {
+	for name, d := range drivers(routed.Options{}) {
 		if err := d.Cleanup(ctx); err != nil {
 			errs = append(errs, fmt.Errorf("remove %s devices: %w", name, err))
 		}
 	}
 	errs = append(errs, routed.RemoveRoutes(ctx, nil))
-	if err := os.Remove(cfg.SubnetFile); err != nil && !errors.Is(err, fs.ErrNotExist) {
-		errs = append(errs, err)
+	for _, path := range []string{cfg.SubnetFile, dnsEnvFile(cfg)} {
+		if err := os.Remove(path); err != nil && !errors.Is(err, fs.ErrNotExist) {
+			errs = append(errs, err)
+		}
 	}
 	return errors.Join(errs...)
 }
@@ -109,7 +111,7 @@ func (n *network) dropFormer(ctx context.Context) error {
 		return nil
 	}
 	var errs []error
-	for name, d := range drivers(n.kernel.own) {
+	for name, d := range drivers(routed.Options{Own: n.kernel.own}) {
 		if name == n.opened.Backend.Type {
 			continue
 		}
@@ -152,6 +154,17 @@ func cleanContainers(ctx context.Context) error {
 	}
 	errs = append(errs, cnitable.RemoveAll(), iptables.CleanupCNI(ctx), os.RemoveAll(ipam.DefaultDir))
 	return errors.Join(errs...)
+}
+
+// cleanAddresses takes this host the addresses that it had on no link.
+func cleanAddresses() error {
+	h, err := link.Open()
+	if err != nil {
+		return err
+	}
+	defer h.Close()
+	_, err = h.SyncLocal(nil)
+	return err
 }
 
 // cleanRules removes our packet filter rules of every kind.

@@ -15,7 +15,6 @@ import (
 
 	"golang.org/x/sync/errgroup"
 
-	"github.com/flanneld/flanneld/flanneld/api"
 	"github.com/flanneld/flanneld/flanneld/config"
 	"github.com/flanneld/flanneld/flanneld/server"
 	"github.com/flanneld/flanneld/store"
@@ -97,18 +96,20 @@ func runOnce(ctx context.Context, cfg *config.Config, version string, started ti
 		Name: cfg.NodeName, Identity: id, Instance: rand.Text(),
 		Version: version, Drivers: driverNames(),
 	}
+	n.names = newNames(cfg, st, n.self, log)
 	g, ctx := errgroup.WithContext(ctx)
 	g.Go(func() error { return embed.run(ctx) })
 	g.Go(func() error { return k.monitor.Run(ctx) })
 	g.Go(func() error { return watch(ctx, st, cfg, n.views) })
 	g.Go(func() error { return n.run(ctx) })
 	g.Go(func() error { return n.probes.run(ctx) })
+	g.Go(func() error { return n.names.run(ctx) })
 	g.Go(func() error {
 		keeper := subnet.Keeper{Store: st, Prefix: cfg.Etcd.Prefix, Report: n.report.put}
 		return keeper.Run(ctx, n.keeper.self, n.keeper.views, n.held.put)
 	})
 	g.Go(func() error {
-		return server.Run(ctx, n, server.Options{Socket: api.Socket, Healthz: cfg.Healthz})
+		return server.Run(ctx, n, n.serverOptions())
 	})
 	if len(cfg.Embed.Networks) > 0 {
 		g.Go(func() error { return seed(ctx, st, cfg, log) })

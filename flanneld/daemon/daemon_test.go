@@ -220,8 +220,9 @@ func healthy() *network {
 	n := &network{
 		cfg: &config.Config{}, log: slog.New(slog.DiscardHandler), viewed: true, opened: c,
 		kernel: &kernel{forward: &iptables.Forward{}}, device: quietDevice{}, lease: &subnet.Lease{}, unserved: map[string]string{},
-		probes: newProbes(slog.New(slog.DiscardHandler)),
+		probes: newProbes(slog.New(slog.DiscardHandler)), names: &names{cfg: &config.Config{}},
 	}
+	n.names.shown.Store(&shown{})
 	n.view.Config = c
 	return n
 }

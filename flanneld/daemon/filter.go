@@ -35,11 +35,11 @@ func (n *network) rules(peers []*subnet.Lease) rules.Rules {
 	if n.lease != nil {
 		r.Subnets = n.lease.Subnets
 	}
-	n.addrs = n.addrs[:0]
-	for _, p := range peers {
-		n.addrs = append(n.addrs, p.PublicIPs...)
+	if n.lease != nil && !n.cfg.DNS.Off {
+		r.OffLink = n.clusterDNS()
+		r.Names = answersAt(n.lease.Subnets, r.OffLink)
 	}
-	r.Tunnel.Peers = n.addrs
+	r.Tunnel.Peers = n.addrs.of(peers)
 	return r
 }
 

@@ -101,7 +101,7 @@ func (k *kernel) sync(ctx context.Context, r rules.Rules) error {
 	if err := k.filter.Sync(ctx, r); err != nil {
 		return fmt.Errorf("packet filter (%s): %w", k.filterName, err)
 	}
-	if err := k.forward.Sync(ctx, r.Networks); err != nil {
+	if err := k.forward.Sync(ctx, r.Networks, r.Names); err != nil {
 		return fmt.Errorf("keep pod traffic forwarded: %w", err)
 	}
 	return nil

@@ -47,7 +47,14 @@ type network struct {
 	asks   chan chan<- api.Status
 	keeper keeperPorts
 	probes *probes
+	names  *names
 	notify func(state string) // systemd
+
+	// turn counts what the names stand on; toldTurn is when they were told.
+	// unresolved: what their clients need may not be as it should be.
+	turn, toldTurn int
+	unresolved     bool
+	resolveErr     error
 
 	view      subnet.View
 	viewed    bool
@@ -68,7 +75,7 @@ type network struct {
 	lease    *subnet.Lease
 	leased   time.Time
 	peers    subnet.Peers
-	addrs    []netip.Addr   // of peers, for filter alone
+	addrs    publics        // of peers, for filter alone
 	told     []backend.Peer // for carry alone
 	recheck  time.Time
 	known    []knownPeer // parallel to peers.Current()
@@ -143,6 +150,7 @@ func (n *network) run(ctx context.Context) error {
 			return errors.Join(err, n.letGo())
 		}
 		n.tell()
+		n.tellNames()
 		recheck = nil
 		if !n.recheck.IsZero() {
 			recheck = time.After(time.Until(n.recheck))
@@ -161,6 +169,7 @@ func (n *network) see(s seen) {
 		}
 	}
 	n.storeErr = s.err
+	n.turn++
 	if s.err != nil {
 		return
 	}
@@ -180,11 +189,14 @@ func (n *network) hold(l subnet.Lease) {
 			"subnets", l.Subnets, "former", n.lease.Subnets)
 	}
 	n.lease = &l
+	n.turn++
+	n.unresolved = true
 }
 
 // beat is the work that nobody asked for: look for drift that no event told.
 func (n *network) beat(ctx context.Context) {
 	n.notify("WATCHDOG=1")
+	n.unresolved = true
 	n.checkHost(ctx)
 	n.kernel.containers.beat()
 	if time.Since(n.audited) >= audit {
@@ -245,9 +257,7 @@ func (n *network) carry(ctx context.Context) {
 	now := time.Now()
 	var errs []error
 	if n.storeErr == nil {
-		peers, recheck := n.peers.Update(n.view, *n.lease, now)
-		n.recheck = recheck
-		n.known = track(n.known, peers, now)
+		_, n.recheck = n.peers.Update(n.view, *n.lease, now)
 	}
 	if n.forget {
 		n.device.Forget()
@@ -257,7 +267,7 @@ func (n *network) carry(ctx context.Context) {
 	// The filter lets a peer's packets in before the peer is told to send.
 	errs = append(errs, n.filter(ctx, peers))
 	n.unserved = map[string]string{}
-	n.told = n.probes.ways(n.told[:0], peers)
+	n.told = n.probes.ways(n.told, peers)
 	if err := splitPeerErrors(n.device.Sync(ctx, n.lease, n.told), n.unserved); err != nil {
 		errs = append(errs, err)
 	} else {
@@ -265,8 +275,14 @@ func (n *network) carry(ctx context.Context) {
 		errs = append(errs, n.dropFormer(ctx))
 		n.offErr = n.fixOffload()
 	}
+	// The rest can wait until packets have their way.
+	n.known = track(n.known, peers, now)
 	n.tellProbes(now)
-	errs = append(errs, n.writeEnv(), subnet.KeepIdentity(config.StateDir, n.self.Identity))
+	if n.unresolved {
+		n.resolveErr = n.resolvers()
+		n.unresolved = false
+	}
+	errs = append(errs, n.resolveErr, n.writeEnv(), subnet.KeepIdentity(config.StateDir, n.self.Identity))
 	n.syncErr = errors.Join(errs...)
 	n.trouble(errors.Join(n.upErr, n.syncErr))
 	n.say()

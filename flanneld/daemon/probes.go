@@ -4,6 +4,7 @@ import (
 	"context"
 	"encoding/json"
 	"fmt"
+	"iter"
 	"log/slog"
 	"reflect"
 	"slices"
@@ -24,13 +25,16 @@ type probes struct {
 	results chan probe.Result
 	listens latest[listening]
 
-	list  []*probed // by key
-	said  probe.State
-	told  time.Time
-	epoch int
-	port  uint16 // of this host's responder
-	lines int    // logged in this minute
-	since time.Time
+	list []*probed // by key
+	// turned are the ways that changed since ways was called, by key.
+	turned map[string]backend.Way
+	said   probe.State
+	told   time.Time
+	epoch  int
+	port   uint16 // of this host's responder
+	lines  int    // logged in this minute
+	since  time.Time
+	alone  string // no peer answers: what to say about it
 }
 
 // probed is a peer and what is known of the way to it.
@@ -49,7 +53,7 @@ type listening struct {
 }
 
 func newProbes(log *slog.Logger) *probes {
-	return &probes{log: log, states: newLatest[probe.State](), results: make(chan probe.Result), listens: newLatest[listening]()}
+	return &probes{log: log, turned: map[string]backend.Way{}, states: newLatest[probe.State](), results: make(chan probe.Result), listens: newLatest[listening]()}
 }
 
 // run is the prober's goroutine.
@@ -90,7 +94,7 @@ func (n *network) tellProbes(now time.Time) {
 		sure := n.storeErr == nil && now.Sub(n.storeTurn) > 2*subnet.HostTTL
 		changed = p.update(peers, s.Plain, func(l *subnet.Lease) (facts, bool) { return n.factsOf(l, sure) })
 	} else if len(p.list) > 0 { // no data path of ours: nothing to probe
-		p.list, changed = nil, true
+		changed = p.update(nil, s.Plain, nil)
 	}
 	if !changed && reflect.DeepEqual(s, p.said) {
 		return
@@ -186,6 +190,7 @@ func (p *probes) update(leases []*subnet.Lease, own bool, factsOf func(*subnet.L
 	p.list = make([]*probed, 0, len(leases))
 	for _, l := range leases {
 		for len(old) > 0 && old[0].lease.Key < l.Key {
+			p.turn(old[0], backend.WayUnknown)
 			old, changed = old[1:], true
 		}
 		f, ok := factsOf(l)
@@ -204,31 +209,22 @@ func (p *probes) update(leases []*subnet.Lease, own bool, factsOf func(*subnet.L
 				x.peer, changed = peer, true
 			}
 		}
-		x.way = probe.Way(own, x.peer, x.result.Plain())
+		p.turn(x, probe.Way(own, x.peer, x.result.Plain()))
 		p.list = append(p.list, x)
+	}
+	for _, x := range old {
+		p.turn(x, backend.WayUnknown)
 	}
 	return changed || len(old) > 0
 }
 
-// ways appends the peers with the way that is known to work.
-func (p *probes) ways(to []backend.Peer, leases []*subnet.Lease) []backend.Peer {
-	list := p.list
-	for _, l := range leases {
-		for len(list) > 0 && list[0].lease != l && list[0].lease.Key < l.Key {
-			list = list[1:]
-		}
-		way := backend.WayUnknown
-		if len(list) > 0 && (list[0].lease == l || list[0].lease.Key == l.Key) {
-			way = list[0].way
-		}
-		to = append(to, backend.Peer{Lease: l, Way: way})
-	}
-	return to
+func (p *probes) find(key string) (int, bool) {
+	return slices.BinarySearchFunc(p.list, key, func(x *probed, key string) int { return strings.Compare(x.lease.Key, key) })
 }
 
 // of returns what is known of a lease, nil if it is not probed.
 func (p *probes) of(key string) *probed {
-	i, ok := slices.BinarySearchFunc(p.list, key, func(x *probed, key string) int { return strings.Compare(x.lease.Key, key) })
+	i, ok := p.find(key)
 	if !ok {
 		return nil
 	}
@@ -244,7 +240,9 @@ func (p *probes) take(r probe.Result, now time.Time) (moved bool) {
 	was, is := x.result.Worst(), r.Worst()
 	x.result = r
 	if was.Verdict != is.Verdict && (was.Verdict.Bad() || is.Verdict.Bad()) {
-		p.tell(r.Name, is, now)
+		if !p.tellAlone() {
+			p.tell(r.Name, is, now)
+		}
 	}
 	way := probe.Way(p.said.Plain, x.peer, r.Plain())
 	moved = way != x.way
@@ -257,7 +255,7 @@ func (p *probes) take(r probe.Result, now time.Time) (moved bool) {
 	case x.way == backend.WayPlain && p.mayLog(now):
 		p.log.Info("host is reached through the tunnel again", "peer", r.Name, "reason", plainReason(r.Plain()))
 	}
-	x.way = way
+	p.turn(x, way)
 	return moved
 }
 
@@ -282,6 +280,34 @@ func (p *probes) mayLog(now time.Time) bool {
 	return p.lines < most
 }
 
+// tellAlone logs once that no peer answers, and says whether that is so: then
+// there is nothing to say about single ones.
+func (p *probes) tellAlone() bool {
+	_, why := probe.Alone(p.said, p.seen())
+	if why != "" && why != p.alone {
+		p.log.Warn("no peer answers", "problem", why)
+	}
+	p.alone = why
+	return why != ""
+}
+
+// seen yields what is known of each peer.
+func (p *probes) seen() iter.Seq[probe.Result] {
+	return func(yield func(probe.Result) bool) {
+		for _, x := range p.list {
+			r := x.result
+			if len(r.Paths) == 0 { // not looked at yet
+				for _, a := range x.peer.Addrs {
+					r.Paths = append(r.Paths, probe.Path{Addr: a, Verdict: probe.Unknown})
+				}
+			}
+			if !yield(r) {
+				return
+			}
+		}
+	}
+}
+
 // tell logs a change for better or worse.
 func (p *probes) tell(name string, is probe.Path, now time.Time) {
 	switch {
@@ -293,13 +319,21 @@ func (p *probes) tell(name string, is probe.Path, now time.Time) {
 	}
 }
 
-// problems are the messages for people, the first few of them.
+// problems are the messages for people, the first few of them. Where no peer
+// answers one says it for all.
 func (p *probes) problems() []string {
 	const most = 3
 	var out []string
+	alone, why := probe.Alone(p.said, p.seen())
+	if why != "" {
+		out = append(out, why)
+	}
 	bad := 0
 	for _, x := range p.list {
-		worst := x.result.Worst()
+		r := probe.Result{Paths: slices.DeleteFunc(slices.Clone(x.result.Paths), func(w probe.Path) bool {
+			return w.Verdict == probe.Unreachable && (w.Addr.Is4() && alone[0] || w.Addr.Is6() && alone[1])
+		})}
+		worst := r.Worst()
 		if !worst.Verdict.Bad() {
 			continue
 		}

@@ -99,8 +99,10 @@ func TestTroubleWithTunnelsIsSaidBriefly(t *testing.T) {
 	for n := range 50 {
 		leases = append(leases, probeLease(n))
 	}
-	p.update(leases, false, everybody)
+	well := probeLease(50)
+	p.update(append(leases, well), false, everybody)
 	now := time.Now()
+	p.take(probe.Result{Key: well.Key, Name: well.Node, Paths: []probe.Path{{Verdict: probe.OK}}}, now)
 	for _, l := range leases {
 		p.take(probe.Result{Key: l.Key, Name: l.Node, Paths: []probe.Path{{Verdict: probe.Unreachable, Message: l.Node + ": a firewall?"}}}, now)
 	}
@@ -115,6 +117,43 @@ func TestTroubleWithTunnelsIsSaidBriefly(t *testing.T) {
 	p.take(probe.Result{Key: leases[0].Key, Name: "host0", Paths: []probe.Path{{Verdict: probe.OK}}}, now.Add(2*time.Minute))
 	if !strings.Contains(log.String(), "no longer in trouble") {
 		t.Errorf("log %q", &log)
+	}
+}
+
+func TestWhereNoPeerAnswersOneReasonSaysItForAll(t *testing.T) {
+	var log bytes.Buffer
+	p := newProbes(slog.New(slog.NewTextHandler(&log, nil)))
+	p.said = probe.State{Tunnel: probe.Tunnel{Name: "VXLAN", Protocol: 17, Ports: []uint16{8472}}}
+	leases := []*subnet.Lease{probeLease(1), probeLease(2), probeLease(3)}
+	p.update(leases, false, everybody)
+	now := time.Now()
+	look := func(l *subnet.Lease, v probe.Verdict) {
+		p.take(probe.Result{Key: l.Key, Name: l.Node, Paths: []probe.Path{{Addr: l.Subnets[0].Addr(), Verdict: v, Underlay: true, Message: l.Node + ": a firewall?"}}}, now)
+	}
+	look(leases[0], probe.Unreachable)
+	look(leases[1], probe.Unreachable)
+	if got := p.problems(); len(got) != 2 || got[0] != "host1: a firewall?" {
+		t.Errorf("before the third is known: problems %q", got)
+	}
+	log.Reset()
+	for range 2 {
+		look(leases[2], probe.Unreachable)
+		look(leases[0], probe.Unreachable)
+	}
+	const why = "no peer answers through the tunnel: does this host's own firewall drop VXLAN packets (8472/udp)?"
+	if got := p.problems(); len(got) != 1 || got[0] != why {
+		t.Errorf("problems %q", got)
+	}
+	if text := log.String(); strings.Count(text, "\n") != 1 || !strings.Contains(text, why) {
+		t.Errorf("log %q", text)
+	}
+	log.Reset()
+	look(leases[1], probe.OK)
+	if got := p.problems(); len(got) != 2 || got[1] != "host3: a firewall?" {
+		t.Errorf("once one answers: problems %q", got)
+	}
+	if text := log.String(); strings.Count(text, "\n") != 1 || !strings.Contains(text, "no longer in trouble") {
+		t.Errorf("log %q", text)
 	}
 }
 

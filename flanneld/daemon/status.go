@@ -41,7 +41,7 @@ func (n *network) status(now time.Time) api.Status {
 			Connected: n.viewed && n.storeErr == nil,
 			Since:     n.storeTurn,
 		},
-		Notices: slices.Clone(n.kernel.notes),
+		Notices: slices.Concat(n.kernel.notes, n.names.shown.Load().notes),
 		Peers:   []api.Peer{},
 	}
 	if n.storeErr != nil {
@@ -56,6 +56,9 @@ func (n *network) status(now time.Time) api.Status {
 			s.Peers = append(s.Peers, n.peerStatus(p, n.known[i].since))
 		}
 		slices.SortFunc(s.Peers, func(a, b api.Peer) int { return slices.CompareFunc(a.Subnets, b.Subnets, netip.Prefix.Compare) })
+	}
+	if s.DNS = n.names.status(); n.lease == nil {
+		s.DNS = nil
 	}
 	n.judge(&s, now)
 	return s
@@ -157,8 +160,21 @@ func (n *network) judge(s *api.Status, now time.Time) {
 	for _, p := range n.kernel.forward.Problems() {
 		degraded("%s", p)
 	}
-	for _, p := range n.view.Problems {
+	for _, p := range slices.Concat(n.view.Problems, n.names.shown.Load().problems) {
 		degraded("skipped %v", p)
+	}
+	for _, p := range n.opened.Services {
+		if !slices.Contains(n.services(), p) {
+			degraded("ServiceNetwork %v has this host's own address in it, %v: this host has no services and no cluster's DNS address; choose a network that no host is in", p, n.underlay.Addrs)
+		}
+	}
+	if err := n.names.shown.Load().trouble; err != nil {
+		degraded("%v", err)
+	}
+	if s.DNS != nil {
+		for _, p := range s.DNS.Problems {
+			degraded("names: %s", p)
+		}
 	}
 	if s.Etcd.Embedded != nil && s.Etcd.Embedded.Refusing != "" {
 		degraded("embedded etcd takes no writes: %s", s.Etcd.Embedded.Refusing)

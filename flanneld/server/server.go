@@ -4,7 +4,6 @@ package server
 import (
 	"cmp"
 	"context"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"net"
@@ -27,10 +26,16 @@ type Daemon interface {
 	Status(ctx context.Context) (api.Status, error)
 }
 
-// Options says where to listen.
+// Options says where to listen, and for what.
 type Options struct {
 	Socket  string         // unix socket of the local API
 	Healthz netip.AddrPort // health server; port 0: none
+	// Names is asked about services and names; nil: none on this host.
+	Names Names
+	// Domain of the cluster's names, lower case, without the dot at the end.
+	Domain string
+	// Metrics answers GET /metrics, here as on the health server; nil: 404.
+	Metrics http.Handler
 }
 
 // patience is how long the daemon may take to answer before it counts as stuck.
@@ -43,13 +48,13 @@ func Run(ctx context.Context, d Daemon, o Options) error {
 		return err
 	}
 	g, ctx := errgroup.WithContext(ctx)
-	g.Go(func() error { return serveLocal(ctx, local, o.Socket, apiHandler(d)) })
+	g.Go(func() error { return serveLocal(ctx, local, o.Socket, apiHandler(d, o)) })
 	if o.Healthz.Port() != 0 {
 		health, err := net.Listen("tcp", o.Healthz.String())
 		if err != nil {
 			return errors.Join(local.Close(), fmt.Errorf("listen for health checks on %s: %w: choose others with --healthz-ip and --healthz-port", o.Healthz, err))
 		}
-		g.Go(func() error { return serve(ctx, health, healthHandler(d)) })
+		g.Go(func() error { return serve(ctx, health, healthHandler(d, o.Metrics)) })
 	}
 	return g.Wait()
 }
@@ -121,25 +126,21 @@ func serve(ctx context.Context, l net.Listener, h http.Handler) error {
 	return nil
 }
 
-func apiHandler(d Daemon) http.Handler {
+func apiHandler(d Daemon, o Options) http.Handler {
 	mux := http.NewServeMux()
-	mux.HandleFunc("GET /v1/status", func(w http.ResponseWriter, r *http.Request) {
-		s, err := ask(r.Context(), d)
-		if err != nil {
-			http.Error(w, err.Error(), http.StatusServiceUnavailable)
-			return
-		}
-		w.Header().Set("Content-Type", "application/json")
-		_ = json.NewEncoder(w).Encode(s) // a client that went away needs no answer
-	})
+	mux.HandleFunc("GET /v1/status", answer(func(r *http.Request) (any, error) { return ask(r.Context(), d) }))
+	(&namesAPI{names: o.Names, domain: o.Domain}).register(mux)
+	if o.Metrics != nil {
+		mux.Handle("GET /metrics", o.Metrics)
+	}
 	return mux
 }
 
 // healthHandler: /healthz says that the daemon lives, /readyz that this host
 // is in the network: lease registered, kernel equal to the leases.
-func healthHandler(d Daemon) http.Handler {
+func healthHandler(d Daemon, metrics http.Handler) http.Handler {
 	mux := http.NewServeMux()
-	answer := func(w http.ResponseWriter, code int, text string) {
+	say := func(w http.ResponseWriter, code int, text string) {
 		w.Header().Set("Content-Type", "text/plain; charset=utf-8")
 		w.WriteHeader(code)
 		fmt.Fprintln(w, text)
@@ -147,26 +148,29 @@ func healthHandler(d Daemon) http.Handler {
 	mux.HandleFunc("GET /healthz", func(w http.ResponseWriter, r *http.Request) {
 		s, err := ask(r.Context(), d)
 		if err != nil {
-			answer(w, http.StatusServiceUnavailable, err.Error())
+			say(w, http.StatusServiceUnavailable, err.Error())
 			return
 		}
 		if _, verbose := r.URL.Query()["verbose"]; verbose {
-			answer(w, http.StatusOK, strings.Join(append([]string{Line(s)}, ways(s)...), "\n"))
+			say(w, http.StatusOK, strings.Join(append([]string{Line(s)}, ways(s)...), "\n"))
 			return
 		}
-		answer(w, http.StatusOK, "ok")
+		say(w, http.StatusOK, "ok")
 	})
 	mux.HandleFunc("GET /readyz", func(w http.ResponseWriter, r *http.Request) {
 		s, err := ask(r.Context(), d)
 		switch {
 		case err != nil:
-			answer(w, http.StatusServiceUnavailable, err.Error())
+			say(w, http.StatusServiceUnavailable, err.Error())
 		case s.Verdict == api.Down:
-			answer(w, http.StatusServiceUnavailable, Line(s))
+			say(w, http.StatusServiceUnavailable, Line(s))
 		default:
-			answer(w, http.StatusOK, Line(s))
+			say(w, http.StatusOK, Line(s))
 		}
 	})
+	if metrics != nil {
+		mux.Handle("GET /metrics", metrics)
+	}
 	return mux
 }
 
@@ -175,7 +179,7 @@ func ask(ctx context.Context, d Daemon) (api.Status, error) {
 	defer cancel()
 	s, err := d.Status(ctx)
 	if err != nil {
-		return s, fmt.Errorf("the daemon does not answer within %v: it hangs in a system call or is overloaded; see its log", patience)
+		return s, api.Unavailable("the daemon does not answer within %v: it hangs in a system call or is overloaded; see its log", patience)
 	}
 	return s, nil
 }

@@ -11,10 +11,13 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"io/fs"
 	"os"
 	"path/filepath"
 	"strings"
+
+	"golang.org/x/sys/unix"
 )
 
 // Options say what the host must be ready for. The whole of it is given each
@@ -169,8 +172,18 @@ func (s *setup) set(path, name, to string, from ...string) {
 	}
 }
 
+// read reads a file below /proc or /sys. These can be polled, and os.Open
+// would have the runtime's poller watch each of them: on an idle host that
+// wakes another thread for every one.
 func (s *setup) read(path string) (string, error) {
-	b, err := os.ReadFile(s.path(path))
+	path = s.path(path)
+	fd, err := unix.Open(path, unix.O_RDONLY|unix.O_CLOEXEC, 0)
+	if err != nil {
+		return "", &fs.PathError{Op: "open", Path: path, Err: err}
+	}
+	f := os.NewFile(uintptr(fd), path)
+	defer f.Close()
+	b, err := io.ReadAll(f)
 	return strings.TrimSpace(string(b)), err
 }
 

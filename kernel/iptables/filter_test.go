@@ -34,6 +34,7 @@ func TestContract(t *testing.T) {
 				"deletion of a jump": variant(kind, "ipt -w -t mangle -D INPUT 1"),
 				"a rule in front":    variant(kind, "ipt -w -t mangle -I INPUT -j ACCEPT"),
 				"flush of a chain":   variant(kind, "ipt -w -t mangle -F FLANNELD-TUNNEL"),
+				"flush of DNS rules": variant(kind, "ipt -w -t raw -F FLANNELD-NAMES"),
 				"a rule more":        variant(kind, "ipt -w -t mangle -I FLANNELD-TUNNEL -j ACCEPT"),
 				"a jump twice":       variant(kind, "ipt -w -t nat -A POSTROUTING -m comment --comment 'flanneld jump' -j FLANNELD-POST"),
 				"a chain more":       variant(kind, "ipt -w -t nat -N FLANNELD-OLD; ipt -w -t nat -A POSTROUTING -j FLANNELD-OLD"),

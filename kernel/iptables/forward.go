@@ -10,6 +10,7 @@ import (
 
 	"github.com/flanneld/flanneld/kernel/iptables/table"
 	"github.com/flanneld/flanneld/kernel/nft"
+	"github.com/flanneld/flanneld/kernel/rules"
 )
 
 // Forward keeps the traffic of the pod network forwarded where somebody
@@ -27,6 +28,9 @@ import (
 // Where firewalld runs with its nftables backend, the pod network is made a
 // source of firewalld's trusted zone, at run time, not permanently.
 //
+// In the same way, in INPUT, a jump to FLANNELD-DNS accepts what comes from the
+// pod network to port 53 of this host's names.
+//
 // It belongs to the network namespace it was opened in and is not safe for
 // concurrent use.
 type Forward struct {
@@ -35,11 +39,12 @@ type Forward struct {
 	generation uint32
 	firewalld  firewalld
 	last       []netip.Prefix
+	names      []netip.Addr
 	foreign    []nft.Chain
 }
 
-// fwdChain is our chain in the table filter.
-const fwdChain = prefix + "FWD"
+// Our chains in the table filter.
+const fwdChain, dnsChain = prefix + "FWD", prefix + "DNS"
 
 // OpenForward returns the keeper of the calling thread's network namespace.
 // state is the path of a file that remembers what was added to firewalld; ""
@@ -58,15 +63,16 @@ func (f *Forward) Close() error { return f.b.Close() }
 // Runs is the number of programs run so far.
 func (f *Forward) Runs() int64 { return f.b.runs.Load() }
 
-// Sync makes forwarding work for these networks: whole state, idempotent.
-// While nobody changes a FORWARD chain it runs no program. What cannot be
-// helped from here is told by Problems.
-func (f *Forward) Sync(ctx context.Context, networks []netip.Prefix) error {
-	same := slices.Equal(networks, f.last)
+// Sync makes forwarding work for these networks, and DNS at these addresses of
+// this host for them: whole state, idempotent. While nobody changes a FORWARD
+// or INPUT chain it runs no program. What cannot be helped from here is told by
+// Problems.
+func (f *Forward) Sync(ctx context.Context, networks []netip.Prefix, names []netip.Addr) error {
+	same := slices.Equal(networks, f.last) && slices.Equal(names, f.names)
 	if !same {
 		clear(f.seen)
 		f.firewalld.seen = 0
-		f.last = slices.Clone(networks)
+		f.last, f.names = slices.Clone(networks), slices.Clone(names)
 	}
 	var gen uint32
 	var errs error
@@ -80,7 +86,7 @@ func (f *Forward) Sync(ctx context.Context, networks []netip.Prefix) error {
 		if x.nft && same && gen == f.generation {
 			continue
 		}
-		errs = errors.Join(errs, f.sync(ctx, x, networks))
+		errs = errors.Join(errs, f.sync(ctx, x))
 	}
 	if f.b.watch == nil || same && gen == f.generation && !f.firewalld.due() {
 		return errs
@@ -129,12 +135,12 @@ func (f *Forward) Problems() []string {
 // Remove takes away everything that Sync ever added.
 func (f *Forward) Remove(ctx context.Context) error {
 	clear(f.seen)
-	f.last, f.generation = nil, 0
+	f.last, f.names, f.generation = nil, nil, 0
 	return errors.Join(f.b.cleanup(ctx, [3]string{"filter"}), f.firewalld.remove(ctx))
 }
 
 // sync does one backend and family.
-func (f *Forward) sync(ctx context.Context, x *backend, networks []netip.Prefix) error {
+func (f *Forward) sync(ctx context.Context, x *backend) error {
 	for range rounds {
 		id, err := f.digest(x)
 		if err != nil {
@@ -155,7 +161,7 @@ func (f *Forward) sync(ctx context.Context, x *backend, networks []netip.Prefix)
 		if err != nil {
 			return err
 		}
-		todo := script("filter", forwardChains(networks, x.v4, have), have)
+		todo := script("filter", filterChains(f.last, f.names, x.v4, have), have)
 		if todo == "" {
 			f.seen[x] = id
 			return nil
@@ -171,32 +177,46 @@ func (f *Forward) digest(x *backend) (uint64, error) {
 	if !x.nft {
 		return x.legacy.digest("filter")
 	}
-	chain, err := f.b.watch.Digest(x.family(), "filter", "FORWARD")
-	if err != nil || chain == 0 {
-		return 0, err
-	}
-	ours, err := f.b.watch.Digest(x.family(), "filter", fwdChain)
-	return max(chain^ours, 1), err
-}
-
-// forwardChains says what of ours the table filter must hold.
-func forwardChains(networks []netip.Prefix, v4 bool, have table.Saved) []chain {
-	c := chain{table: "filter", name: fwdChain, parent: "FORWARD", place: beforeDroppers}
-	for _, n := range networks {
-		if n.Addr().Is4() == v4 {
-			c.rules = append(c.rules, rule{"-s " + n.String(), "ACCEPT"}, rule{"-d " + n.String(), "ACCEPT"})
+	var found, ours uint64
+	for _, name := range []string{"FORWARD", "INPUT", fwdChain, dnsChain} {
+		d, err := f.b.watch.Digest(x.family(), "filter", name)
+		if err != nil {
+			return 0, err
+		}
+		if name == fwdChain || name == dnsChain {
+			ours = ours*31 + d
+		} else {
+			found = found*31 + d
 		}
 	}
-	others := slices.DeleteFunc(slices.Clone(have.Rules["FORWARD"]), isOurJump)
-	drops := have.Policy["FORWARD"] == "DROP" || beforeDroppers(others) < len(others)
-	if len(c.rules) == 0 || !drops {
-		return nil
+	if found == 0 {
+		return 0, nil
 	}
-	return []chain{c}
+	return max(found^ours, 1), nil
 }
 
-// beforeDroppers returns where in the FORWARD chain the first rule stands that
-// would drop pod traffic without meaning it.
+// filterChains says what of ours the table filter must hold.
+func filterChains(networks []netip.Prefix, names []netip.Addr, v4 bool, have table.Saved) []chain {
+	fwd := chain{table: "filter", name: fwdChain, parent: "FORWARD", place: beforeDroppers}
+	dns := chain{table: "filter", name: dnsChain, parent: "INPUT", place: beforeDroppers}
+	for _, n := range prefixesOf(networks, v4) {
+		fwd.add("-s "+n.String(), "ACCEPT")
+		fwd.add("-d "+n.String(), "ACCEPT")
+		for _, a := range rules.OfFamily(names, v4) {
+			for _, protocol := range []string{"udp", "tcp"} {
+				dns.add(fmt.Sprintf("-s %s -d %s -p %s -m %s --dport 53", n, a, protocol, protocol), "ACCEPT")
+			}
+		}
+	}
+	return slices.DeleteFunc([]chain{fwd, dns}, func(c chain) bool {
+		others := slices.DeleteFunc(slices.Clone(have.Rules[c.parent]), isOurJump)
+		drops := have.Policy[c.parent] == "DROP" || beforeDroppers(others) < len(others)
+		return len(c.rules) == 0 || !drops
+	})
+}
+
+// beforeDroppers returns where in the FORWARD or INPUT chain the first rule
+// stands that would drop pod traffic without meaning it.
 func beforeDroppers(others []string) int {
 	for i, text := range others {
 		if dropsAll(text) || dropper(table.Target(text)) {
@@ -212,7 +232,7 @@ func dropper(chain string) bool {
 	if chain == "DOCKER-USER" {
 		return false
 	}
-	for _, p := range []string{"DOCKER", "ufw-", "ufw6-", "FORWARD_"} {
+	for _, p := range []string{"DOCKER", "ufw-", "ufw6-", "FORWARD_", "INPUT_"} {
 		if strings.HasPrefix(chain, p) {
 			return true
 		}

@@ -100,6 +100,10 @@ func podNetworks() []netip.Prefix {
 	return []netip.Prefix{netip.MustParsePrefix("10.1.0.0/16"), netip.MustParsePrefix("fd00:1::/48")}
 }
 
+func podNames() []netip.Addr {
+	return []netip.Addr{netip.MustParseAddr("10.1.1.1"), netip.MustParseAddr("fd00:1:0:1::1")}
+}
+
 // forward runs f in the router.
 func (w router) forward(t *testing.T, state string) (*iptables.Forward, func()) {
 	t.Helper()
@@ -117,7 +121,7 @@ func (w router) forward(t *testing.T, state string) (*iptables.Forward, func()) 
 	t.Cleanup(func() { f.Close() })
 	return f, func() {
 		t.Helper()
-		do(func() error { return f.Sync(t.Context(), podNetworks()) })
+		do(func() error { return f.Sync(t.Context(), podNetworks(), podNames()) })
 	}
 }
 

@@ -16,6 +16,7 @@ const peers4, peers6 = "flanneld-peers4", "flanneld-peers6"
 // planOf says what chains the tables must hold for one family, by table.
 func planOf(r rules.Rules, v4, randomFully, sets bool, local func(netip.Addr) bool) map[string][]chain {
 	all := append(prerouting(r, v4), postrouting(r, v4, randomFully))
+	all = append(all, names(r, v4)...)
 	all = append(all, input(r, v4, sets, local)...)
 	byTable := map[string][]chain{}
 	for _, c := range all {
@@ -90,6 +91,9 @@ func guard(r rules.Rules, v4 bool, local func(netip.Addr) bool) []chain {
 		if n.Addr().Is4() == v4 {
 			g.add("-s "+n.String(), d.name)
 		}
+	}
+	for _, a := range rules.OfFamily(r.Names, v4) {
+		d.add(fmt.Sprintf("-d %s -p tcp -m tcp --dport 53", a), "RETURN") // DNS is for containers
 	}
 	for _, s := range r.Guard {
 		a := s.Addr().Unmap().WithZone("")

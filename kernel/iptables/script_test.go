@@ -124,6 +124,6 @@ func FuzzParseSaved(f *testing.F) {
 	f.Add(":\n-A \n-A x")
 	f.Fuzz(func(t *testing.T, text string) {
 		have := table.Parse(text)
-		script("filter", forwardChains([]netip.Prefix{netip.MustParsePrefix("10.1.0.0/16")}, true, have), have)
+		script("filter", filterChains([]netip.Prefix{netip.MustParsePrefix("10.1.0.0/16")}, []netip.Addr{netip.MustParseAddr("10.1.1.1")}, true, have), have)
 	})
 }

@@ -15,6 +15,7 @@ import (
 func prerouting(r rules.Rules, v4 bool) []chain {
 	c := chain{table: "raw", name: prefix + "PRE", parent: "PREROUTING"}
 	in, out := inner(r, v4), plain(r, v4)
+	c.queries(r, v4)
 	for _, link := range r.Tunnel.Links() {
 		c.add("-i "+wildcard(link), in.name)
 		c.add("-i "+wildcard(link), "RETURN")

@@ -256,6 +256,9 @@ func (m *Monitor) take(b []byte, news *Change) {
 			if !ours && readRoute(body, &r) && r.Protocol != unix.RTPROT_KERNEL && (r.Protocol == Protocol || m.isDevice(r.Link)) {
 				news.Devices = true
 			}
+			if _, local := readLocal(body); local && !ours {
+				news.Devices = true
+			}
 		case unix.RTM_NEWNEIGH, unix.RTM_DELNEIGH:
 			if !ours && m.neighbour(h.Kind, body) {
 				news.Devices = true

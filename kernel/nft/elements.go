@@ -4,17 +4,18 @@ import (
 	"fmt"
 	"slices"
 
+	"github.com/google/nftables"
 	"golang.org/x/sys/unix"
 
 	"github.com/flanneld/flanneld/kernel/nlbatch"
 )
 
-// elements returns the keys of a set of our table, sorted. It reads the
+// elements returns the keys of a set of our table of a family, sorted. It reads the
 // kernel's answer in place: a set may hold an element for every host.
-func (g *generation) elements(name string, keyLen int) ([]string, error) {
+func (g *generation) elements(family nftables.TableFamily, name string, keyLen int) ([]string, error) {
 	var ask nlbatch.Batch
 	const getSetElem = unix.NFNL_SUBSYS_NFTABLES<<8 | unix.NFT_MSG_GETSETELEM
-	ask.Message(getSetElem, unix.NLM_F_REQUEST|unix.NLM_F_DUMP, []byte{unix.NFPROTO_INET, unix.NFNETLINK_V0, 0, 0})
+	ask.Message(getSetElem, unix.NLM_F_REQUEST|unix.NLM_F_DUMP, []byte{byte(family), unix.NFNETLINK_V0, 0, 0})
 	ask.String(unix.NFTA_SET_ELEM_LIST_TABLE, Table)
 	ask.String(unix.NFTA_SET_ELEM_LIST_SET, name)
 	var all []byte

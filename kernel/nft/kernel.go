@@ -8,6 +8,7 @@ import (
 
 	"github.com/google/nftables"
 	"github.com/google/nftables/userdata"
+	"golang.org/x/sys/unix"
 )
 
 // elementsPerMessage keeps the list of elements below the 64 KiB that an
@@ -17,15 +18,24 @@ const elementsPerMessage = 2000
 // elementsPerCommit keeps a transaction well inside the send buffer.
 const elementsPerCommit = 100_000
 
-func ourTable() *nftables.Table {
-	return &nftables.Table{Name: Table, Family: nftables.TableFamilyINet}
+// ours is the table as the library wants it.
+func (t table) ours() *nftables.Table { return &nftables.Table{Name: Table, Family: t.family} }
+
+// read returns what the kernel has in our tables.
+func (f *Filter) read() (have tables, err error) {
+	for i, family := range families() {
+		if have[i], err = f.readTable(family); err != nil {
+			return have, err
+		}
+	}
+	return have, nil
 }
 
-// read returns what the kernel has in our table; nothing if there is none.
-// The expressions of rules are not read, their comments tell them.
-func (f *Filter) read() (table, error) {
-	var t table
-	found, err := f.conn.ListTableOfFamily(Table, nftables.TableFamilyINet)
+// readTable returns what the kernel has in one of them; nothing if there is
+// none. The expressions of rules are not read, their comments tell them.
+func (f *Filter) readTable(family nftables.TableFamily) (table, error) {
+	t := table{family: family}
+	found, err := f.conn.ListTableOfFamily(Table, family)
 	if errors.Is(err, fs.ErrNotExist) {
 		return t, nil
 	} else if err != nil {
@@ -38,7 +48,7 @@ func (f *Filter) read() (table, error) {
 }
 
 func (f *Filter) readContents(t *table) error {
-	chains, err := f.conn.ListChainsOfTableFamily(nftables.TableFamilyINet)
+	chains, err := f.conn.ListChainsOfTableFamily(t.family)
 	if err != nil {
 		return fmt.Errorf("list chains: %w", err)
 	}
@@ -47,7 +57,7 @@ func (f *Filter) readContents(t *table) error {
 			continue
 		}
 		have := chain{name: c.Name, hook: hookOf(c)}
-		rs, err := f.conn.GetRules(ourTable(), c)
+		rs, err := f.conn.GetRules(t.ours(), c)
 		if err != nil {
 			return fmt.Errorf("list rules of chain %s: %w", c.Name, err)
 		}
@@ -57,14 +67,14 @@ func (f *Filter) readContents(t *table) error {
 		}
 		t.chains = append(t.chains, have)
 	}
-	sets, err := f.conn.GetSets(ourTable())
+	sets, err := f.conn.GetSets(t.ours())
 	if err != nil {
 		return fmt.Errorf("list sets: %w", err)
 	}
 	for _, s := range sets {
 		have := set{name: s.Name, typ: s.KeyType}
 		if s.KeyType.Bytes > 0 {
-			if have.keys, err = f.gen.elements(s.Name, int(s.KeyType.Bytes)); err != nil {
+			if have.keys, err = f.gen.elements(t.family, s.Name, int(s.KeyType.Bytes)); err != nil {
 				return err
 			}
 		}
@@ -81,24 +91,41 @@ func hookOf(c *nftables.Chain) hook {
 }
 
 // write turns have into want and returns how many transactions it took: none
-// if they are equal, one unless there are very many elements.
-func (f *Filter) write(have, want table) (commits int, err error) {
-	w := writer{conn: f.conn}
+// for tables that are equal, one for each other unless there are very many
+// elements.
+func (f *Filter) write(have, want tables) (commits int, err error) {
+	for i := range want {
+		n, err := f.writeTable(have[i], want[i])
+		if commits += n; err != nil {
+			f.noARP = f.noARP || want[i].family == nftables.TableFamilyARP && lacksFamily(err)
+			return commits, err
+		}
+	}
+	return commits, nil
+}
+
+// lacksFamily tells whether the kernel may have no tables of a family.
+func lacksFamily(err error) bool {
+	return errors.Is(err, unix.ENOENT) || errors.Is(err, unix.EOPNOTSUPP) || errors.Is(err, unix.EAFNOSUPPORT)
+}
+
+func (f *Filter) writeTable(have, want table) (commits int, err error) {
+	w := writer{conn: f.conn, table: want.ours()}
 	if !want.exists {
 		if have.exists {
-			f.conn.DelTable(ourTable())
+			f.conn.DelTable(w.table)
 			w.pending++
 		}
 		w.commit()
 		return w.commits, w.err
 	}
 	if !have.fits(want) {
-		f.conn.AddTable(ourTable())
-		f.conn.DelTable(ourTable())
+		f.conn.AddTable(w.table)
+		f.conn.DelTable(w.table)
 		have = table{}
 	}
 	if !have.exists {
-		f.conn.AddTable(ourTable())
+		f.conn.AddTable(w.table)
 		w.pending++
 	}
 	// What lets packets pass comes before the rules, what no longer does after
@@ -119,7 +146,7 @@ func (f *Filter) write(have, want table) (commits int, err error) {
 		if keys, wanted := gone[s.name]; wanted {
 			w.elements(s, keys, false)
 		} else {
-			f.conn.DelSet(&nftables.Set{Table: ourTable(), Name: s.name})
+			f.conn.DelSet(&nftables.Set{Table: w.table, Name: s.name})
 			w.pending++
 		}
 	}
@@ -173,6 +200,7 @@ func diff(have, want []string) (added, gone []string) {
 // writer collects messages and commits them.
 type writer struct {
 	conn    *nftables.Conn
+	table   *nftables.Table
 	pending int // messages not committed
 	elems   int // elements in them
 	commits int
@@ -193,14 +221,14 @@ func (w *writer) commit() {
 
 func (w *writer) addSet(s set) {
 	w.pending++
-	k := &nftables.Set{Table: ourTable(), Name: s.name, KeyType: s.typ, Concatenation: s.name == guard4 || s.name == guard6}
+	k := &nftables.Set{Table: w.table, Name: s.name, KeyType: s.typ, Concatenation: s.name == guard4 || s.name == guard6}
 	if err := w.conn.AddSet(k, nil); err != nil && w.err == nil {
 		w.err = err
 	}
 }
 
 func (w *writer) elements(s set, keys []string, add bool) {
-	k := &nftables.Set{Table: ourTable(), Name: s.name, KeyType: s.typ}
+	k := &nftables.Set{Table: w.table, Name: s.name, KeyType: s.typ}
 	for chunk := range slices.Chunk(keys, elementsPerMessage) {
 		els := make([]nftables.SetElement, len(chunk))
 		for i, key := range chunk {
@@ -236,25 +264,25 @@ func (w *writer) chains(have, want []chain) {
 	}
 	// A chain that is jumped to is made before the jump and goes after it.
 	for _, c := range want {
-		w.conn.AddChain(c.spec())
+		w.conn.AddChain(c.spec(w.table))
 	}
 	for _, c := range have {
-		w.conn.FlushChain(c.spec())
+		w.conn.FlushChain(c.spec(w.table))
 	}
 	for _, c := range want {
 		for _, r := range c.rules {
-			w.conn.AddRule(&nftables.Rule{Table: ourTable(), Chain: c.spec(), Exprs: r.exprs,
+			w.conn.AddRule(&nftables.Rule{Table: w.table, Chain: c.spec(w.table), Exprs: r.exprs,
 				UserData: userdata.AppendString(nil, userdata.TypeComment, r.comment)})
 		}
 	}
 	for _, c := range gone {
-		w.conn.DelChain(c.spec())
+		w.conn.DelChain(c.spec(w.table))
 	}
 	w.pending++
 }
 
-func (c chain) spec() *nftables.Chain {
-	s := &nftables.Chain{Name: c.name, Table: ourTable()}
+func (c chain) spec(t *nftables.Table) *nftables.Chain {
+	s := &nftables.Chain{Name: c.name, Table: t}
 	if c.hook != (hook{}) {
 		policy := nftables.ChainPolicyAccept
 		s.Type, s.Hooknum, s.Priority, s.Policy = c.hook.typ, &c.hook.num, &c.hook.priority, &policy

@@ -1,10 +1,11 @@
 // Package nft makes kernel/rules true with nftables, by netlink alone: no
 // program is run.
 //
-// Everything is in one table, inet flanneld. Other tables are read only (see
-// Watch). What our table must hold is a plain value (plan.go); Sync compares
-// it with what the kernel holds and writes the difference in one transaction,
-// so that every packet sees either the old rules or the new ones.
+// Everything is in one table, inet flanneld, but for what concerns ARP, which
+// is in arp flanneld if there is any. Other tables are read only (see Watch).
+// What our tables must hold are plain values (plan.go); Sync compares them with
+// what the kernel holds and writes the difference in one transaction each, so
+// that every packet sees either the old rules or the new ones.
 package nft
 
 import (
@@ -20,8 +21,15 @@ import (
 	"github.com/flanneld/flanneld/kernel/rules"
 )
 
-// Table is the name of our table, of family inet.
+// Table is the name of our tables, of families inet and arp.
 const Table = "flanneld"
+
+// tables are ours, one of each of families.
+type tables [2]table
+
+func families() [2]nftables.TableFamily {
+	return [2]nftables.TableFamily{nftables.TableFamilyINet, nftables.TableFamilyARP}
+}
 
 // sendBuffer bounds one transaction: the elements of 100,000 peers and more.
 const sendBuffer = 8 << 20
@@ -29,7 +37,7 @@ const sendBuffer = 8 << 20
 // receiveBuffer holds the kernel's answers to every message of a transaction.
 const receiveBuffer = 2 << 20
 
-// Filter is our table in one network namespace. It is not safe for
+// Filter is our tables in one network namespace. It is not safe for
 // concurrent use.
 type Filter struct {
 	conn *nftables.Conn
@@ -37,8 +45,11 @@ type Filter struct {
 
 	last rules.Rules
 	// have is what the kernel held at generation seen; nil: not known.
-	have *table
+	have *tables
 	seen uint32
+	// noARP: the kernel has no tables of family arp (CONFIG_NF_TABLES_ARP).
+	// What would be in ours can be done without.
+	noARP bool
 }
 
 var _ rules.Filter = (*Filter)(nil)
@@ -94,7 +105,9 @@ func (f *Filter) Sync(ctx context.Context, r rules.Rules) error {
 		return nil
 	}
 	if f.have != nil && gen == f.seen && r.EqualButPeers(f.last) {
-		if want, few := f.have.withPeers(f.last.Tunnel.Peers, r.Tunnel.Peers); few {
+		want := *f.have
+		var few bool
+		if want[0], few = want[0].withPeers(f.last.Tunnel.Peers, r.Tunnel.Peers); few {
 			if err := f.become(ctx, want, gen); err != nil {
 				return fmt.Errorf("program peers into nftables table inet %s: %w", Table, err)
 			}
@@ -108,8 +121,11 @@ func (f *Filter) Sync(ctx context.Context, r rules.Rules) error {
 			return err
 		}
 	}
-	want, err := planOf(r, local)
-	if err != nil {
+	var want tables
+	if want[0], err = planOf(r, local); err != nil {
+		return err
+	}
+	if want[1], err = arpOf(r); err != nil {
 		return err
 	}
 	if err := f.become(ctx, want, gen); err != nil {
@@ -126,19 +142,25 @@ func (f *Filter) Remove(ctx context.Context) error {
 		return err
 	}
 	f.have, f.last = nil, rules.Rules{}
-	if err := f.become(ctx, table{}, gen); err != nil {
+	if err := f.become(ctx, tables{}, gen); err != nil {
 		return fmt.Errorf("remove nftables table inet %s: %w", Table, err)
 	}
 	return nil
 }
 
 // become makes the kernel hold want. gen is the present generation.
-func (f *Filter) become(ctx context.Context, want table, gen uint32) error {
-	want.exists = len(want.chains) > 0 || len(want.sets) > 0
+func (f *Filter) become(ctx context.Context, want tables, gen uint32) error {
+	for i, family := range families() {
+		want[i].family = family
+		want[i].exists = len(want[i].chains) > 0 || len(want[i].sets) > 0
+	}
 	var errs error
 	for range 2 { // once more if somebody else wrote between reading and writing
 		if err := ctx.Err(); err != nil {
 			return err
+		}
+		if f.noARP {
+			want[1] = table{family: want[1].family}
 		}
 		have := f.have
 		if have == nil || gen != f.seen {

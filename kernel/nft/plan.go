@@ -15,8 +15,9 @@ import (
 	"github.com/flanneld/flanneld/kernel/rules"
 )
 
-// table is what our table holds: as it should be, or as the kernel has it.
+// table is what a table of ours holds: as it should be, or as the kernel has it.
 type table struct {
+	family nftables.TableFamily
 	exists bool // in the kernel
 	broken bool // in the kernel, with contents that are not ours
 	sets   []set
@@ -67,11 +68,12 @@ const (
 	limitedBroadcast = "255.255.255.255/32"
 )
 
-// planOf says what our table must hold. local tells whether an address is
+// planOf says what our table of family inet must hold. local tells whether an address is
 // this host's.
 func planOf(r rules.Rules, local func(netip.Addr) bool) (table, error) {
-	var t table
+	t := table{family: nftables.TableFamilyINet}
 	t.chains = append(t.chains, prerouting(r), inner(r), plain(r), output(r), input(r), tunnel(r), forward(r), toPeers(r))
+	t.chains = append(t.chains, names(r)...)
 	t.chains = append(t.chains, guard(r)...)
 	t.chains = append(t.chains, postrouting(r))
 	t.chains = slices.DeleteFunc(t.chains, func(c chain) bool { return len(c.rules) == 0 })
@@ -81,14 +83,22 @@ func planOf(r rules.Rules, local func(netip.Addr) bool) (table, error) {
 	if len(r.Guard) > 0 {
 		t.sets = append(t.sets, guardSets(r.Guard, local)...)
 	}
+	if len(r.Names) > 0 {
+		t.sets = append(t.sets, nameSets(r)...)
+	}
+	return t, t.sign()
+}
+
+// sign makes the comments of all rules tell what they are.
+func (t table) sign() error {
 	for i := range t.chains {
 		for j := range t.chains[i].rules {
 			if err := t.chains[i].rules[j].sign(); err != nil {
-				return table{}, fmt.Errorf("chain %s: %w", t.chains[i].name, err)
+				return fmt.Errorf("chain %s: %w", t.chains[i].name, err)
 			}
 		}
 	}
-	return t, nil
+	return nil
 }
 
 func (c *chain) add(comment string, ms ...match) {
@@ -158,6 +168,11 @@ func guard(r rules.Rules) []chain {
 	}
 	for _, n := range append(slices.Clone(r.Networks), netip.MustParsePrefix(linkLocal)) {
 		c.add("from containers", family(n.Addr().Is4()), from(n), jump(guardedChain))
+	}
+	if len(r.Names) > 0 {
+		for _, v4 := range []bool{true, false} {
+			d.add("DNS is for containers", dport(dnsPort), family(v4), targetIn(v4, namesOf(v4)), leave())
+		}
 	}
 	d.add("container to a guarded service", family(true), destinationIn(true, guard4), drop())
 	d.add("container to a guarded service", family(false), destinationIn(false, guard6), drop())

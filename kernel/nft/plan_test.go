@@ -2,12 +2,15 @@ package nft
 
 import (
 	"flag"
+	"fmt"
 	"net/netip"
 	"os"
 	"slices"
 	"strconv"
 	"strings"
 	"testing"
+
+	"golang.org/x/sys/unix"
 
 	"github.com/flanneld/flanneld/kernel/netns/netnstest"
 	"github.com/flanneld/flanneld/kernel/rules"
@@ -24,7 +27,9 @@ func sample() rules.Rules {
 			Local: []netip.Addr{netip.MustParseAddr("192.168.77.1"), netip.MustParseAddr("198.51.100.1"), netip.MustParseAddr("192.168.77.1")},
 			Peers: []netip.Addr{netip.MustParseAddr("fd77::2"), netip.MustParseAddr("192.168.77.2"), netip.MustParseAddr("::ffff:192.168.77.2")}},
 		Bridges: []string{"cni0", "br-*"}, Checked: []string{"cni0"},
-		Guard: []netip.AddrPort{netip.MustParseAddrPort("127.0.0.1:2379"), netip.MustParseAddrPort("[fd77::9]:2379"), netip.MustParseAddrPort("127.0.0.1:2379")},
+		Names:   []netip.Addr{netip.MustParseAddr("10.1.19.1"), netip.MustParseAddr("10.0.0.10"), netip.MustParseAddr("fd00:1:0:19::1")},
+		OffLink: []netip.Addr{netip.MustParseAddr("10.0.0.10"), netip.MustParseAddr("fd00:53::a")},
+		Guard:   []netip.AddrPort{netip.MustParseAddrPort("127.0.0.1:2379"), netip.MustParseAddrPort("[fd77::9]:2379"), netip.MustParseAddrPort("127.0.0.1:2379")},
 	}
 }
 
@@ -43,7 +48,7 @@ func TestRulesAsNftShowsThem(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	got := netnstest.Run(t, ns, "sh", "-c", `nft -s list table inet flanneld | sed 's/ #[0-9a-f]*"/"/'`)
+	got := netnstest.Run(t, ns, "sh", "-c", `nft -s list ruleset | sed 's/ #[0-9a-f]*"/"/'`)
 	const golden = "testdata/table.golden"
 	if *update {
 		if err := os.WriteFile(golden, []byte(got), 0o644); err != nil {
@@ -65,11 +70,13 @@ func TestPlanAsksForNothingThatIsNotNeeded(t *testing.T) {
 		change func(*rules.Rules)
 		chains []string
 	}{
-		"all":           {func(*rules.Rules) {}, []string{"prerouting", "inner", "plain", "output", "input", "tunnel", "forward", "topeers", "guard", "guarded", "postrouting"}},
+		"all":           {func(*rules.Rules) {}, []string{"prerouting", "inner", "plain", "output", "input", "tunnel", "forward", "topeers", "names", "named", "guard", "guarded", "postrouting"}},
 		"nothing":       {func(r *rules.Rules) { *r = rules.Rules{} }, nil},
-		"no guard":      {func(r *rules.Rules) { r.Guard = nil }, []string{"prerouting", "inner", "plain", "output", "input", "tunnel", "forward", "topeers", "postrouting"}},
-		"no tunnel":     {func(r *rules.Rules) { r.Tunnel = rules.Tunnel{}; r.Guard = nil }, []string{"prerouting", "plain", "postrouting"}},
-		"no masquerade": {func(r *rules.Rules) { r.Masquerade = false; r.Guard = nil }, []string{"prerouting", "inner", "plain", "output", "input", "tunnel", "forward", "topeers"}},
+		"no names":      {func(r *rules.Rules) { r.Names = nil }, []string{"prerouting", "inner", "plain", "output", "input", "tunnel", "forward", "topeers", "guard", "guarded", "postrouting"}},
+		"no guard":      {func(r *rules.Rules) { r.Guard = nil }, []string{"prerouting", "inner", "plain", "output", "input", "tunnel", "forward", "topeers", "names", "named", "postrouting"}},
+		"no tunnel":     {func(r *rules.Rules) { r.Tunnel = rules.Tunnel{}; r.Guard, r.Names = nil, nil }, []string{"prerouting", "plain", "postrouting"}},
+		"names alone":   {func(r *rules.Rules) { *r = rules.Rules{Names: r.Names} }, []string{"prerouting", "output", "names", "named"}},
+		"no masquerade": {func(r *rules.Rules) { r.Masquerade = false; r.Guard = nil }, []string{"prerouting", "inner", "plain", "output", "input", "tunnel", "forward", "topeers", "names", "named"}},
 	}
 	for name, c := range cases {
 		t.Run(name, func(t *testing.T) {
@@ -228,5 +235,35 @@ func TestFewChangedPeersGiveTheSamePlan(t *testing.T) {
 				t.Error("the former plan was changed")
 			}
 		})
+	}
+}
+
+// TestAKernelWithoutARPTablesHasTheRest has the filter believe in such a kernel.
+func TestAKernelWithoutARPTablesHasTheRest(t *testing.T) {
+	ns := netnstest.New(t)
+	err := ns.Do(func() error {
+		f, err := New()
+		if err != nil {
+			return err
+		}
+		defer f.Close()
+		f.noARP = true
+		for range 2 {
+			if err := f.Sync(t.Context(), sample()); err != nil {
+				return err
+			}
+		}
+		return nil
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if got := strings.TrimSpace(netnstest.Run(t, ns, "nft", "list", "tables")); got != "table inet flanneld" {
+		t.Errorf("tables %q", got)
+	}
+	for err, want := range map[error]bool{fmt.Errorf("commit: %w", unix.ENOENT): true, unix.EOPNOTSUPP: true, unix.EAFNOSUPPORT: true, unix.EPERM: false, unix.EBUSY: false} {
+		if got := lacksFamily(err); got != want {
+			t.Errorf("%v: %v, want %v", err, got, want)
+		}
 	}
 }

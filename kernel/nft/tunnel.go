@@ -12,6 +12,7 @@ import (
 // pod that came another way. Everything else costs a few comparisons.
 func prerouting(r rules.Rules) chain {
 	c := chain{name: "prerouting", hook: hook{typ: nftables.ChainTypeFilter, num: *nftables.ChainHookPrerouting, priority: *nftables.ChainPriorityRaw}}
+	c.queries(r)
 	for _, link := range r.Tunnel.Links() {
 		c.add("out of the tunnel", in(link), hand(innerChain))
 	}
@@ -39,6 +40,8 @@ func output(r rules.Rules) chain {
 	for _, m := range outer(r.Tunnel, true) {
 		c.add("tunnel packets of this host are not tracked", m, notrack())
 	}
+	c.queries(r) // of this host
+	c.answers(r)
 	return c
 }
 

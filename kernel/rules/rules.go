@@ -36,13 +36,23 @@ type Rules struct {
 	// Checked are bridges whose ports cannot send from addresses that are not
 	// their own: the CNI plugins see to it, and it is not looked at again.
 	Checked []string
+	// Names are addresses of this host at which it answers DNS. What goes to or
+	// comes from UDP port 53 of them is not tracked, nobody is told that the
+	// port is closed (while the daemon restarts, a client is to ask again), and
+	// Guard leaves port 53 of them alone.
+	Names []netip.Addr
+	// OffLink are addresses of this host that no interface has: it has routes
+	// to them that say so (link.SyncLocal). Nobody is told by ARP where they
+	// are, on a link they may be somebody else's (nftables only).
+	OffLink []netip.Addr
 }
 
 // Equal tells whether r and o ask for the same in the same order.
 func (r Rules) Equal(o Rules) bool {
 	return r.Masquerade == o.Masquerade &&
 		slices.Equal(r.Networks, o.Networks) && slices.Equal(r.Subnets, o.Subnets) &&
-		slices.Equal(r.Guard, o.Guard) && slices.Equal(r.Bridges, o.Bridges) && slices.Equal(r.Checked, o.Checked) && r.Tunnel.equal(o.Tunnel)
+		slices.Equal(r.Guard, o.Guard) && slices.Equal(r.Bridges, o.Bridges) && slices.Equal(r.Checked, o.Checked) &&
+		slices.Equal(r.Names, o.Names) && slices.Equal(r.OffLink, o.OffLink) && r.Tunnel.equal(o.Tunnel)
 }
 
 // EqualButPeers is Equal for two that may differ in Tunnel.Peers.
@@ -58,11 +68,25 @@ func (r Rules) Clone() Rules {
 	r.Guard = slices.Clone(r.Guard)
 	r.Bridges = slices.Clone(r.Bridges)
 	r.Checked = slices.Clone(r.Checked)
+	r.Names = slices.Clone(r.Names)
+	r.OffLink = slices.Clone(r.OffLink)
 	r.Tunnel.MoreLinks = slices.Clone(r.Tunnel.MoreLinks)
 	r.Tunnel.Local = slices.Clone(r.Tunnel.Local)
 	r.Tunnel.Ports = slices.Clone(r.Tunnel.Ports)
 	r.Tunnel.Peers = slices.Clone(r.Tunnel.Peers)
 	return r
+}
+
+// OfFamily returns the addresses of one family, sorted, each once.
+func OfFamily(addrs []netip.Addr, v4 bool) []netip.Addr {
+	var out []netip.Addr
+	for _, a := range addrs {
+		if a = a.Unmap().WithZone(""); a.IsValid() && a.Is4() == v4 {
+			out = append(out, a)
+		}
+	}
+	slices.SortFunc(out, netip.Addr.Compare)
+	return slices.Compact(out)
 }
 
 // Tunnel says which packets of other hosts' pods this host accepts: those that

@@ -1,6 +1,7 @@
 package rules
 
 import (
+	"fmt"
 	"net/netip"
 	"testing"
 )
@@ -14,6 +15,7 @@ func full() Rules {
 			Peers: []netip.Addr{netip.MustParseAddr("192.168.77.2")}},
 		Guard:   []netip.AddrPort{netip.MustParseAddrPort("127.0.0.1:2379")},
 		Bridges: []string{"cni0"}, Checked: []string{"cni0"},
+		Names: []netip.Addr{netip.MustParseAddr("10.0.0.10")}, OffLink: []netip.Addr{netip.MustParseAddr("10.0.0.10")},
 	}
 }
 
@@ -32,6 +34,8 @@ func TestEveryDifferenceIsSeenAndCloneSharesNothing(t *testing.T) {
 		"peers":      func(r *Rules) { r.Tunnel.Peers[0] = r.Tunnel.Peers[0].Next() },
 		"bridges":    func(r *Rules) { r.Bridges[0] = "docker0" },
 		"local":      func(r *Rules) { r.Tunnel.Local[0] = r.Tunnel.Local[0].Next() },
+		"names":      func(r *Rules) { r.Names[0] = r.Names[0].Next() },
+		"off link":   func(r *Rules) { r.OffLink[0] = r.OffLink[0].Next() },
 		"guard":      func(r *Rules) { r.Guard[0] = netip.MustParseAddrPort("127.0.0.1:2380") },
 	} {
 		r := full()
@@ -66,6 +70,15 @@ func TestIPInIPIsAnotherProtocolOverIPv6(t *testing.T) {
 		tun := Tunnel{Protocol: protocol}
 		if got := [2]uint8{tun.Over(true), tun.Over(false)}; got != want {
 			t.Errorf("%d is %v, want %v", protocol, got, want)
+		}
+	}
+}
+
+func TestAddressesOfOneFamilyEachOnce(t *testing.T) {
+	all := []netip.Addr{netip.MustParseAddr("fd00::a"), netip.MustParseAddr("10.0.0.10"), {}, netip.MustParseAddr("10.0.0.1"), netip.MustParseAddr("::ffff:10.0.0.10")}
+	for v4, want := range map[bool]string{true: "[10.0.0.1 10.0.0.10]", false: "[fd00::a]"} {
+		if got := fmt.Sprint(OfFamily(all, v4)); got != want {
+			t.Errorf("IPv4 %v: %s, want %s", v4, got, want)
 		}
 	}
 }

@@ -55,6 +55,9 @@ func Run(t *testing.T, s Subject) {
 		"a network without a tunnel":                             testNoTunnel,
 		"containers do not reach guarded services":               testGuard,
 		"nor do containers with other addresses":                 testGuardBridges,
+		"DNS is not tracked":                                     testNames,
+		"nobody is told that nobody answers DNS":                 testClosedNames,
+		"containers reach names whatever is guarded":             testGuardedNames,
 		"rules that somebody flushed come back":                  testFlushed,
 		"a second sync writes nothing":                           testSecondSync,
 		"a restarted filter writes nothing":                      testRestart,
@@ -79,6 +82,7 @@ func wanted() rules.Rules {
 		r.Subnets = append(r.Subnets, f.subnetA)
 		r.Tunnel.Local = append(r.Tunnel.Local, f.a)
 		r.Tunnel.Peers = append(r.Tunnel.Peers, f.b)
+		r.Names, r.OffLink = append(r.Names, f.gatewayA, f.dns), append(r.OffLink, f.dns)
 	}
 	return r
 }
@@ -86,7 +90,7 @@ func wanted() rules.Rules {
 // wantedOnB is what the daemon on host B would ask for.
 func wantedOnB() rules.Rules {
 	r := wanted()
-	r.Subnets, r.Tunnel.Local, r.Tunnel.Peers = nil, nil, nil
+	r.Subnets, r.Tunnel.Local, r.Tunnel.Peers, r.Names, r.OffLink = nil, nil, nil, nil, nil
 	for _, f := range both() {
 		r.Subnets = append(r.Subnets, f.subnetB)
 		r.Tunnel.Local = append(r.Tunnel.Local, f.b)

@@ -45,6 +45,7 @@ type addrs struct {
 	network              netip.Prefix
 	subnetA, subnetB     netip.Prefix
 	multicast            netip.Addr
+	dns                  netip.Addr // of every host, on no link
 	link, mac            string
 }
 
@@ -54,17 +55,17 @@ func both() []addrs {
 		name: "ipv4", a: ip("192.168.77.1"), b: ip("192.168.77.2"), stranger: ip("192.168.77.9"),
 		tunnelA: ip("10.1.1.0"), tunnelB: ip("10.1.2.0"), gatewayA: ip("10.1.1.1"), a1: ip("10.1.1.2"), a2: ip("10.1.1.3"), b1: ip("10.1.2.2"),
 		network: prefix("10.1.0.0/16"), subnetA: prefix("10.1.1.0/24"), subnetB: prefix("10.1.2.0/24"), third: ip("10.1.3.2"), thirdHost: ip("192.168.77.3"), secondA: ip("192.168.77.101"),
-		multicast: ip("239.1.2.3"), link: "flannel.1", mac: macA,
+		multicast: ip("239.1.2.3"), dns: ip("10.0.0.10"), link: "flannel.1", mac: macA,
 	}, {
 		name: "ipv6", a: ip("fd77::1"), b: ip("fd77::2"), stranger: ip("fd77::9"),
 		tunnelA: ip("fd00:1:0:1::"), tunnelB: ip("fd00:1:0:2::"), gatewayA: ip("fd00:1:0:1::1"), a1: ip("fd00:1:0:1::2"), a2: ip("fd00:1:0:1::3"), b1: ip("fd00:1:0:2::2"),
 		network: prefix("fd00:1::/48"), subnetA: prefix("fd00:1:0:1::/64"), subnetB: prefix("fd00:1:0:2::/64"), third: ip("fd00:1:0:3::2"), thirdHost: ip("fd77::3"), secondA: ip("fd77::101"),
-		multicast: ip("ff05::1234"), link: "flannel-v6.1", mac: macA6,
+		multicast: ip("ff05::1234"), dns: ip("fd00:53::a"), link: "flannel-v6.1", mac: macA6,
 	}}
 }
 
 // sysctls make a namespace's behaviour independent of the machine's.
-const sysctls = "net.ipv4.ip_forward=1 net.ipv6.conf.all.forwarding=1 net.ipv4.conf.all.rp_filter=0 net.ipv4.conf.default.rp_filter=0 net.ipv6.conf.default.accept_dad=0 net.ipv6.conf.all.accept_dad=0 net.ipv4.conf.all.accept_redirects=0 net.ipv4.conf.all.send_redirects=0 net.ipv4.conf.default.send_redirects=0"
+const sysctls = "net.ipv4.ip_forward=1 net.ipv6.conf.all.forwarding=1 net.ipv4.conf.all.rp_filter=0 net.ipv4.conf.default.rp_filter=0 net.ipv6.conf.default.accept_dad=0 net.ipv6.conf.all.accept_dad=0 net.ipv4.conf.all.accept_redirects=0 net.ipv4.conf.all.send_redirects=0 net.ipv4.conf.default.send_redirects=0 net.ipv4.icmp_ratelimit=0 net.ipv6.icmp.ratelimit=0"
 
 func newWorld(t *testing.T) *world {
 	t.Helper()

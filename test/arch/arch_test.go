@@ -143,9 +143,9 @@ var floors = [][]string{
 	// The daemon owns the server's goroutine; the server asks the daemon
 	// through an interface of its own, so it stands below.
 	{"flanneld/server", "flanneld/config"},
-	{"backend", "subnet", "ipam", "endpoint", "cni", "probe"}, // the rooms
-	{"store", "kernel"},                                       // the outside world
-	{"kernel/rules", "flanneld/api"},                          // plain types, no I/O of their own
+	{"backend", "subnet", "ipam", "endpoint", "service", "dns", "metrics", "cni", "probe"}, // the rooms
+	{"store", "kernel"},              // the outside world
+	{"kernel/rules", "flanneld/api"}, // plain types, no I/O of their own
 }
 
 const (
@@ -194,7 +194,7 @@ func TestImportsPointDown(t *testing.T) {
 }
 
 // pure rooms are values and functions that test in milliseconds without root.
-var pure = []string{"subnet", "ipam", "endpoint", "kernel/rules", "flanneld/api"}
+var pure = []string{"subnet", "ipam", "endpoint", "service", "dns/zone", "kernel/rules", "flanneld/api"}
 
 func TestDomainRoomsDoNotTouchTheKernel(t *testing.T) {
 	for _, p := range whole(t).pkgs {
@@ -219,7 +219,7 @@ var homes = map[string][]string{
 	"go.uber.org/zap":                       {"store/etcd"}, // the embedded server's own logger
 	"google.golang.org/grpc":                {"store/etcd"},
 	"github.com/containernetworking/cni":    {"cni", "lab"}, // the lab is an engine: it calls plugins
-	"github.com/prometheus/client_golang":   {},
+	"github.com/prometheus/client_golang":   {"metrics"},
 	"github.com/miekg/dns":                  {"dns"},
 	"github.com/mdlayher/netlink":           {"kernel/nft"}, // google/nftables speaks through it
 	"github.com/google/nftables/binaryutil": {"kernel/nft"},
@@ -244,7 +244,7 @@ func TestEachLargeLibraryHasOneHome(t *testing.T) {
 
 // slow is what takes its time to start, or is large.
 var slow = []string{
-	"go.etcd.io", "google.golang.org/grpc", "github.com/prometheus", "net/http", "github.com/google/nftables", "github.com/coreos/go-iptables",
+	"go.etcd.io", "google.golang.org/grpc", "github.com/prometheus", "github.com/miekg/dns", "net/http", "github.com/google/nftables", "github.com/coreos/go-iptables",
 	module + "/store/etcd",
 }
 

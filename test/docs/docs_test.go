@@ -4,7 +4,8 @@
 // lab made for the file (hosts without daemons), "sh machine" on the machine
 // itself. "background" lets it run until the file is through. "if PROGRAM"
 // leaves it out where the program is not installed. Blocks that run on a
-// host are repeated for a while until they work, as a person would.
+// host, and those that say "retry", are repeated for a while until they work,
+// as a person would.
 package docs
 
 import (
@@ -185,7 +186,7 @@ func (p *pages) execute(t *testing.T, b block) {
 		if err == nil {
 			return
 		}
-		if b.info[1] == "machine" || time.Now().After(deadline) {
+		if b.info[1] == "machine" && !slices.Contains(b.info, "retry") || time.Now().After(deadline) {
 			p.stillRunning(t)
 			t.Fatalf("line %d: %v\n%s%s", b.line, err, b.script, out)
 		}
@@ -216,10 +217,13 @@ func (p *pages) start(t *testing.T, b block) {
 	if err != nil {
 		t.Fatalf("line %d: %v", b.line, err)
 	}
-	if strings.Contains(b.script, "/run/flannel/subnet.env") {
+	for _, file := range []string{"/run/flannel/subnet.env", "/run/flannel/dns.env"} {
+		if !strings.Contains(b.script, file) {
+			continue
+		}
 		wait := b
 		wait.info = b.info[:2]
-		wait.script = "cat /run/flannel/subnet.env\n"
+		wait.script = "cat " + file + "\n"
 		p.execute(t, wait)
 	}
 	name := fmt.Sprintf("line %d on %s", b.line, b.info[1])

@@ -2,14 +2,17 @@ package engines
 
 import (
 	"context"
+	"fmt"
 	"net/netip"
 	"os"
+	"path/filepath"
 	"strings"
 	"syscall"
 	"testing"
 	"time"
 
 	"github.com/flanneld/flanneld/lab"
+	"github.com/flanneld/flanneld/test/programs"
 )
 
 // docker is a Docker Engine on one host, with all its files in the host's
@@ -35,13 +38,18 @@ func (d docker) start(t *testing.T, name string) netip.Addr {
 // dockerd starts as dist/docker.service.d/flanneld.conf has it; what is added
 // keeps it off the machine's own Docker.
 const dockerd = `. /run/flannel/subnet.env
-exec dockerd --bip=$FLANNEL_SUBNET --mtu=$FLANNEL_MTU --ip-masq=false \
+. /run/flannel/dns.env
+exec dockerd --bip=$FLANNEL_SUBNET --mtu=$FLANNEL_MTU --ip-masq=false --dns=${FLANNEL_DNS%%,*} \
 	--data-root /run/docker-data --exec-root /run/docker --pidfile /run/docker.pid -H unix:///run/docker.sock --log-level warn \
 	--storage-driver vfs --exec-opt native.cgroupdriver=cgroupfs`
 
 func startDocker(t *testing.T, h *lab.Host) docker {
 	t.Helper()
 	removeCgroups(t, "docker")
+	eventually(t, func() error {
+		_, err := h.ReadFile("/run/flannel/dns.env")
+		return err
+	})
 	log, err := os.Create(t.TempDir() + "/log")
 	if err != nil {
 		t.Fatal(err)
@@ -109,6 +117,15 @@ func TestDockerContainersOfTwoHostsReachEachOther(t *testing.T) {
 	if mtu := one.run(t, "exec", "one", "ip", "link", "show", "eth0"); !strings.Contains(mtu, "mtu 1450") {
 		t.Errorf("the container's MTU is not subnet.env's: %s", mtu)
 	}
+	// Docker's containers ask, though they have no names but those that somebody adds.
+	run(t, two.host, filepath.Join(programs.Dir(t), "flanneld"), "dns", "add", "two", b.String())
+	eventually(t, func() error {
+		out, err := try(t.Context(), one.host, one.argv("exec", "one", "nslookup", "two.default.cluster.local")...)
+		if err == nil && !strings.Contains(out, b.String()) {
+			err = fmt.Errorf("no %s in %q", b, out)
+		}
+		return err
+	})
 	one.run(t, "rm", "-f", "one")
 	two.run(t, "rm", "-f", "two")
 }

@@ -159,7 +159,7 @@ func image(t *testing.T) []byte {
 		add(tar.Header{Name: dir + "/", Typeflag: tar.TypeDir, Mode: 0o755}, nil)
 	}
 	add(tar.Header{Name: "bin/busybox", Typeflag: tar.TypeReg, Mode: 0o755}, program)
-	for _, applet := range []string{"sh", "ip", "ping", "nc", "httpd"} {
+	for _, applet := range []string{"sh", "ip", "ping", "nc", "httpd", "nslookup"} {
 		add(tar.Header{Name: "bin/" + applet, Typeflag: tar.TypeSymlink, Linkname: "busybox"}, nil)
 	}
 	add(tar.Header{Name: "etc/passwd", Typeflag: tar.TypeReg, Mode: 0o644}, []byte("root:x:0:0:root:/:/bin/sh\n"))

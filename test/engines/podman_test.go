@@ -114,3 +114,35 @@ func TestPodmanContainersLeaveNothing(t *testing.T) {
 	p.run(t, "run", "--rm", reference, "/bin/ip", "address")
 	same(t, before, traces(t, h))
 }
+
+func TestPodmanContainersAreFoundByNameAndAlias(t *testing.T) {
+	need(t, "podman", "runc", "busybox", "nft", "dig")
+	l := cluster(t, 2)
+	p := setUpPodman(t, host(t, l, "host1"))
+	far, err := host(t, l, "host2").Attach(t.Context(), "far", "")
+	if err != nil {
+		t.Fatal(err)
+	}
+	p.run(t, append([]string{"run", "-d", "--name", "shop", "--network", "flannel", "--network-alias", "www", reference}, webServer...)...)
+	addr := p.run(t, "inspect", "--format", "{{.NetworkSettings.Networks.flannel.IPAddress}}", "shop")
+	id := p.run(t, "inspect", "--format", "{{.Id}}", "shop")
+	server := far.Addrs[0].Masked().Addr().Next() // its gateway
+	for _, name := range []string{"shop", "www", id[:12]} {
+		eventually(t, func() error {
+			out, err := try(t.Context(), far, "dig", "+short", "@"+server.String(), name+".default.cluster.local")
+			if err == nil && out != addr {
+				err = fmt.Errorf("%s is %q, want %s", name, out, addr)
+			}
+			return err
+		})
+	}
+	// With the resolv.conf that podman made of the CNI result.
+	eventually(t, func() error {
+		out, err := try(t.Context(), p.host, p.argv("exec", "shop", "nslookup", "far.default.cluster.local")...)
+		if err == nil && !strings.Contains(out, far.Addrs[0].Addr().String()) {
+			err = fmt.Errorf("no %s in %q", far.Addrs[0], out)
+		}
+		return err
+	})
+	p.run(t, "rm", "-f", "-t", "0", "shop")
+}

@@ -1,0 +1,325 @@
+package zone
+
+import (
+	"hash/maphash"
+	"net/netip"
+	"slices"
+	"strings"
+
+	"github.com/flanneld/flanneld/endpoint"
+	"github.com/flanneld/flanneld/service"
+)
+
+// work is one build: it changes z, a copy of the former zone, branch by
+// branch.
+type work struct {
+	z       *Zone
+	st      *State
+	edit    *edit
+	picks   selectors
+	moved   bool // some value is other than before
+	changed bool // and of this zone's tenant
+	// Made in this build and not finished: nodes of several sources, with the
+	// one address that an address's node is about, and services.
+	nodes    map[*node]netip.Addr
+	services map[*service.Service]*serviceNode
+}
+
+func newWork(z *Zone, picks selectors) *work {
+	return &work{z: z, st: &z.state, edit: &edit{seed: z.seed}, picks: picks,
+		nodes: map[*node]netip.Addr{}, services: map[*service.Service]*serviceNode{}}
+}
+
+func (w *work) ours(tenant string) bool {
+	if tenant != w.st.Tenant {
+		return false
+	}
+	w.changed = true
+	return true
+}
+
+// alone is the node of a source that has a name or address for itself.
+func (w *work) alone(s source, only netip.Addr) *node {
+	var space [2]address
+	l := addresses(space[:0])
+	l.add(w.st, s, only)
+	if len(l) != 1 {
+		return &node{of: s, sets: l.sets()}
+	}
+	n := &single{}
+	n.of, n.sets = s, n.set[:]
+	n.data[0] = l[0].append(n.raw[:0])
+	n.set[0] = Set{Type: typeOf(l[0].Addr), Data: n.data[:]}
+	if l[0].here {
+		n.set[0].Local = 1
+	}
+	return &n.node
+}
+
+// single is the node of one address, with all that belongs to it in one place:
+// there are very many.
+type single struct {
+	node
+	set  [1]Set
+	data [1][]byte
+	raw  [16]byte
+}
+
+// several returns n as a node that this build may change; if it has one source
+// only, as one that may have several.
+func (w *work) several(n *node, only netip.Addr) *node {
+	if _, ok := w.nodes[n]; ok {
+		return n
+	}
+	parts := []source{n.of}
+	if n.parts != nil {
+		parts = slices.Clone(n.parts)
+	}
+	n = &node{parts: parts}
+	w.nodes[n] = only
+	return n
+}
+
+// join adds a source to a name or address; own is its node if it is alone.
+func join[K comparable](w *work, t trie[K, *node], hash uint64, k K, s source, own *node, only netip.Addr, hashOf func(K) uint64) trie[K, *node] {
+	n, ok := t.get(hash, func(have K) bool { return have == k })
+	if !ok {
+		return t.put(w.edit, hash, k, own, hashOf)
+	}
+	n = w.several(n, only)
+	n.parts = append(n.parts, s)
+	return t.put(w.edit, hash, k, n, hashOf)
+}
+
+// leave takes a source from a name or address.
+func leave[K comparable](w *work, t trie[K, *node], hash uint64, k K, s source, only netip.Addr, hashOf func(K) uint64) trie[K, *node] {
+	n, ok := t.get(hash, func(have K) bool { return have == k })
+	switch {
+	case !ok:
+		return t
+	case n.parts == nil:
+		if n.of != s {
+			return t
+		}
+		return t.delete(w.edit, hash, k)
+	}
+	i := slices.Index(n.parts, s)
+	if i < 0 {
+		return t
+	}
+	if len(n.parts) == 2 {
+		delete(w.nodes, n)
+		return t.put(w.edit, hash, k, w.alone(n.parts[1-i], only), hashOf)
+	}
+	n = w.several(n, only)
+	n.parts = slices.Delete(n.parts, i, i+1)
+	return t.put(w.edit, hash, k, n, hashOf)
+}
+
+// touch makes a node anew whose source is the same but no longer, or again, an
+// answer.
+func touch[K comparable](w *work, t trie[K, *node], hash uint64, k K, s source, own *node, only netip.Addr, hashOf func(K) uint64) trie[K, *node] {
+	n, ok := t.get(hash, func(have K) bool { return have == k })
+	switch {
+	case !ok:
+		return t
+	case n.parts != nil:
+		own = w.several(n, only)
+	case n.of != s:
+		return t
+	}
+	return t.put(w.edit, hash, k, own, hashOf)
+}
+
+func (w *work) hashOf(k string) uint64 { return maphash.String(w.edit.seed, k) }
+
+func (w *work) hashOfAddr(k [16]byte) uint64 { return maphash.Bytes(w.edit.seed, k[:]) }
+
+// space returns the one of this name, for this build to change.
+func (w *work) space(name string) *space {
+	h := w.hashOf(name)
+	sp, ok := w.z.spaces.get(h, func(k string) bool { return k == name })
+	if ok && sp.made == w.edit {
+		return sp
+	}
+	c := &space{}
+	if ok {
+		*c = *sp
+	}
+	c.made = w.edit
+	w.z.spaces = w.z.spaces.put(w.edit, h, name, c, w.hashOf)
+	return c
+}
+
+// tidy removes a space in which nothing is left.
+func (w *work) tidy(name string, sp *space) {
+	if sp.names.empty() && sp.deep.empty() && sp.pods == 0 {
+		w.z.spaces = w.z.spaces.delete(w.edit, w.hashOf(name), name)
+	}
+}
+
+// shared tells whether e has at most one address per family, so that its node
+// serves as those of its addresses, too.
+func shared(e *endpoint.Endpoint) bool {
+	return len(e.Addresses) < 2 || len(e.Addresses) == 2 && e.Addresses[0].Is4() != e.Addresses[1].Is4()
+}
+
+// everyName calls f with each name that e has in the zone.
+func (w *work) everyName(e *endpoint.Endpoint, f func(sp *space, label string)) {
+	parent := w.st.parent(e)
+	if parent == "" {
+		return
+	}
+	sp := w.space(parent)
+	namesOf(e, func(label string) bool {
+		if !w.st.isServer(label, parent) {
+			f(sp, label)
+		}
+		return true
+	})
+	w.tidy(parent, sp)
+}
+
+// own is the node of e alone, and the function that gives those of its
+// addresses.
+func (w *work) own(e *endpoint.Endpoint) (n *node, at func(netip.Addr) *node) {
+	n = w.alone(e, netip.Addr{})
+	if shared(e) {
+		return n, func(netip.Addr) *node { return n }
+	}
+	return n, func(a netip.Addr) *node { return w.alone(e, a) }
+}
+
+func (w *work) addEndpoint(e *endpoint.Endpoint) {
+	if !w.ours(e.Tenant) {
+		return
+	}
+	n, at := w.own(e)
+	w.everyName(e, func(sp *space, label string) {
+		sp.names = join(w, sp.names, w.hashOf(label), label, e, n, netip.Addr{}, w.hashOf)
+	})
+	for _, a := range e.Addresses {
+		w.z.addrs = join(w, w.z.addrs, w.hashOfAddr(key(a)), key(a), e, at(a), a, w.hashOfAddr)
+	}
+	if len(e.Addresses) > 0 {
+		w.space(w.st.podSpace(e)).pods++
+	}
+	w.picks.each(e, func(s *service.Service) {
+		v := w.service(s)
+		v.members = append(v.members, e)
+	})
+}
+
+func (w *work) removeEndpoint(e *endpoint.Endpoint) {
+	if !w.ours(e.Tenant) {
+		return
+	}
+	w.everyName(e, func(sp *space, label string) {
+		sp.names = leave(w, sp.names, w.hashOf(label), label, e, netip.Addr{}, w.hashOf)
+	})
+	for _, a := range e.Addresses {
+		w.z.addrs = leave(w, w.z.addrs, w.hashOfAddr(key(a)), key(a), e, a, w.hashOfAddr)
+	}
+	if len(e.Addresses) > 0 {
+		name := w.st.podSpace(e)
+		sp := w.space(name)
+		sp.pods--
+		w.tidy(name, sp)
+	}
+	w.picks.each(e, func(s *service.Service) {
+		v := w.service(s)
+		if i := slices.Index(v.members, e); i >= 0 {
+			v.members = slices.Delete(v.members, i, i+1)
+		}
+	})
+}
+
+func (w *work) touchEndpoint(e *endpoint.Endpoint) {
+	if !w.ours(e.Tenant) {
+		return
+	}
+	n, at := w.own(e)
+	w.everyName(e, func(sp *space, label string) {
+		sp.names = touch(w, sp.names, w.hashOf(label), label, e, n, netip.Addr{}, w.hashOf)
+	})
+	for _, a := range e.Addresses {
+		w.z.addrs = touch(w, w.z.addrs, w.hashOfAddr(key(a)), key(a), e, at(a), a, w.hashOfAddr)
+	}
+	w.picks.each(e, func(s *service.Service) { w.service(s) })
+}
+
+func (w *work) addName(n *Name) {
+	if !w.ours(n.Tenant) || endpoint.Reserved(n.Network) {
+		return
+	}
+	own := w.alone(n, netip.Addr{})
+	sp := w.space(n.Network)
+	if !strings.Contains(n.Name, ".") {
+		if !w.st.isServer(n.Name, n.Network) {
+			sp.names = join(w, sp.names, w.hashOf(n.Name), n.Name, n, own, netip.Addr{}, w.hashOf)
+		}
+	} else if wire := deepKey(n.Name); wire != "" {
+		w.deep(sp, wire, func(d *deepNode) { d.node = own })
+		for up := wire[1+int(wire[0]):]; up != ""; up = up[1+int(up[0]):] {
+			w.deep(sp, up, func(d *deepNode) { d.below++ })
+		}
+	}
+	w.tidy(n.Network, sp)
+	for _, a := range n.Addresses {
+		w.z.addrs = join(w, w.z.addrs, w.hashOfAddr(key(a)), key(a), n, w.alone(n, a), a, w.hashOfAddr)
+	}
+}
+
+func (w *work) removeName(n *Name) {
+	if !w.ours(n.Tenant) || endpoint.Reserved(n.Network) {
+		return
+	}
+	sp := w.space(n.Network)
+	if !strings.Contains(n.Name, ".") {
+		sp.names = leave(w, sp.names, w.hashOf(n.Name), n.Name, n, netip.Addr{}, w.hashOf)
+	} else if wire := deepKey(n.Name); wire != "" {
+		w.deep(sp, wire, func(d *deepNode) { d.node = nil })
+		for up := wire[1+int(wire[0]):]; up != ""; up = up[1+int(up[0]):] {
+			w.deep(sp, up, func(d *deepNode) { d.below-- })
+		}
+	}
+	w.tidy(n.Network, sp)
+	for _, a := range n.Addresses {
+		w.z.addrs = leave(w, w.z.addrs, w.hashOfAddr(key(a)), key(a), n, a, w.hashOfAddr)
+	}
+}
+
+// deepKey is a name of several labels without the root; "" if it is none.
+func deepKey(name string) string {
+	wire, ok := Wire(name)
+	if !ok || len(wire) < 2 {
+		return ""
+	}
+	return string(wire[:len(wire)-1])
+}
+
+// deep changes what is at a name of several labels, or between.
+func (w *work) deep(sp *space, wire string, change func(*deepNode)) {
+	h := w.hashOf(wire)
+	d, _ := sp.deep.get(h, func(k string) bool { return k == wire })
+	change(&d)
+	if d.node == nil && d.below == 0 {
+		sp.deep = sp.deep.delete(w.edit, h, wire)
+		return
+	}
+	sp.deep = sp.deep.put(w.edit, h, wire, d, w.hashOf)
+}
+
+// finish makes the records of what this build changed.
+func (w *work) finish() {
+	for n, only := range w.nodes {
+		l := make(addresses, 0, len(n.parts))
+		for _, s := range n.parts {
+			l.add(w.st, s, only)
+		}
+		n.sets = l.sets()
+	}
+	for _, v := range w.services {
+		v.finish(w.st)
+	}
+}

@@ -1,0 +1,231 @@
+package endpoint
+
+import (
+	"encoding/json"
+	"fmt"
+	"net"
+	"net/netip"
+	"slices"
+	"strconv"
+	"strings"
+	"unicode/utf8"
+	"unique"
+
+	"github.com/flanneld/flanneld/store"
+	"github.com/flanneld/flanneld/subnet"
+)
+
+// What a record may hold at most. FromRecord keeps to it, so that what one
+// host writes every other can read.
+const (
+	maxSize      = 64 << 10
+	maxHost      = 300
+	maxIdentity  = 64
+	maxContainer = 1 << 10
+	maxIfName    = 15
+	maxAddresses = 16
+	maxNames     = 64
+	maxLabelKey  = 317     // Kubernetes': 253 of a domain, a slash, 63 of a name
+	maxLabels    = 8 << 10 // bytes of all keys and values
+	maxReason    = 300
+)
+
+// Parse reads an endpoint as the store holds it. Errors are
+// *subnet.RecordError. Unknown fields are ignored.
+func Parse(etcdPrefix string, kv store.KV) (*Endpoint, error) {
+	e := &Endpoint{revision: kv.ModRevision}
+	if err := e.parseKey(etcdPrefix, kv.Key); err != nil {
+		return nil, err
+	}
+	if len(kv.Value) > maxSize {
+		return nil, &subnet.RecordError{Key: kv.Key, Value: fmt.Sprintf("%d bytes", len(kv.Value)), Remedy: "the value must be at most 64 KiB; delete the key"}
+	}
+	var v struct {
+		Host, Identity, Container, IfName string
+		Addresses                         []string
+		MAC, Namespace                    string
+		Names                             []string
+		Labels                            map[string]string
+		Unhealthy                         string
+	}
+	if err := json.Unmarshal(kv.Value, &v); err != nil {
+		return nil, &subnet.RecordError{Key: kv.Key, Value: quote(string(kv.Value)), Remedy: "the value must be an endpoint's JSON object (" + quote(err.Error()) + "); delete the key"}
+	}
+	e.Host, e.Identity, e.Container, e.IfName = v.Host, v.Identity, v.Container, v.IfName
+	e.MAC, e.Namespace, e.Names, e.Labels, e.Unhealthy = v.MAC, v.Namespace, v.Names, v.Labels, v.Unhealthy
+	for _, s := range v.Addresses {
+		a, err := netip.ParseAddr(s)
+		if err != nil || !usable(a) {
+			return nil, &subnet.RecordError{Key: kv.Key, Field: "Addresses", Value: quote(s), Remedy: "must be unicast addresses of the container; delete the key"}
+		}
+		e.Addresses = append(e.Addresses, a)
+	}
+	if field, value, remedy := e.wrong(); remedy != "" {
+		return nil, &subnet.RecordError{Key: kv.Key, Field: field, Value: value, Remedy: remedy + "; delete the key"}
+	}
+	e.share()
+	return e, nil
+}
+
+// share keeps texts once that are there many times: there are many endpoints.
+func (e *Endpoint) share() {
+	host, rest := e.ID[:len(e.Host)], e.ID[len(e.Host)+1:]
+	e.Host, e.Container, e.IfName = host, rest[:len(e.Container)], rest[len(e.Container)+1:]
+	e.Identity, e.Namespace = unique.Make(e.Identity).Value(), unique.Make(e.Namespace).Value()
+	if len(e.Names) == 0 {
+		e.Names = nil
+	}
+	if len(e.Labels) == 0 {
+		e.Labels = nil
+	}
+}
+
+func (e *Endpoint) parseKey(etcdPrefix, key string) error {
+	rest, ok := strings.CutPrefix(key, Prefix(etcdPrefix))
+	if !ok {
+		return &subnet.RecordError{Key: key, Remedy: "is not under " + Prefix(etcdPrefix)}
+	}
+	parts := strings.SplitN(rest, "/", 4)
+	if len(parts) != 3 || !isLabel(parts[0]) || !isLabel(parts[1]) || parts[2] == "" {
+		return &subnet.RecordError{Key: key, Remedy: "the key must end in <tenant>/<network>/<host>,<container>,<interface>, the first two DNS labels in lower case; delete it"}
+	}
+	e.Tenant, e.Network, e.ID = parts[0], parts[1], parts[2]
+	return nil
+}
+
+// wrong finds the first field that is not as it must be; remedy is "" if all
+// are.
+func (e *Endpoint) wrong() (field, value, remedy string) {
+	switch {
+	case !isID(e.Host, maxHost):
+		return "Host", quote(e.Host), "must be a host's name"
+	case e.Identity == "" || !isText(e.Identity, maxIdentity):
+		return "Identity", quote(e.Identity), "must be a host's identity"
+	case !isID(e.Container, maxContainer):
+		return "Container", quote(e.Container), "must begin with a letter or digit and hold only letters, digits, and . _ -"
+	case !isIfName(e.IfName):
+		return "IfName", quote(e.IfName), "must be the name of an interface"
+	case e.ID != id(e.Host, e.Container, e.IfName):
+		return "Host, Container, IfName", quote(id(e.Host, e.Container, e.IfName)), "must be the key's last part"
+	case len(e.Addresses) > maxAddresses:
+		return "Addresses", strconv.Itoa(len(e.Addresses)), fmt.Sprintf("must be at most %d", maxAddresses)
+	case repeated(e.Addresses):
+		return "Addresses", "", "must be there once each"
+	case e.MAC != "" && e.MAC != mac(e.MAC):
+		return "MAC", quote(e.MAC), "must be like 0a:58:0a:01:13:03"
+	case e.Namespace != "" && !isLabel(e.Namespace):
+		return "Namespace", quote(e.Namespace), "must be a DNS label in lower case"
+	case !isText(e.Unhealthy, maxReason):
+		return "Unhealthy", quote(e.Unhealthy), fmt.Sprintf("must be one line of at most %d bytes", maxReason)
+	}
+	if field, value, remedy = e.wrongNames(); remedy == "" {
+		return e.wrongLabels()
+	}
+	return field, value, remedy
+}
+
+func (e *Endpoint) wrongNames() (field, value, remedy string) {
+	for _, n := range e.Names {
+		if !isLabel(n) {
+			return "Names", quote(n), "must be DNS labels in lower case"
+		}
+	}
+	switch {
+	case len(e.Names) > 0 && e.Parent() == "":
+		return "Names", quote(e.Names[0]), "must be empty: the namespaces svc and pod are reserved"
+	case len(e.Names) > maxNames:
+		return "Names", strconv.Itoa(len(e.Names)), fmt.Sprintf("must be at most %d", maxNames)
+	case repeated(e.Names):
+		return "Names", "", "must be there once each"
+	}
+	return "", "", ""
+}
+
+func (e *Endpoint) wrongLabels() (field, value, remedy string) {
+	size := 0
+	for k, v := range e.Labels {
+		if !isLabelPair(k, v) {
+			return "Labels", quote(k + "=" + v), fmt.Sprintf("must be printable, a key of at most %d bytes", maxLabelKey)
+		}
+		size += len(k) + len(v)
+	}
+	if size > maxLabels {
+		return "Labels", fmt.Sprintf("%d bytes", size), fmt.Sprintf("must be at most %d bytes", maxLabels)
+	}
+	return "", "", ""
+}
+
+// id is the last part of a key. No two interfaces have the same one: names of
+// hosts and containers have no comma.
+func id(host, container, ifName string) string { return host + "," + container + "," + ifName }
+
+// quote makes what somebody wrote fit for one line of a message.
+func quote(s string) string { return fmt.Sprintf("%.60q", s) }
+
+// Label makes s a DNS label in lower case: up to 63 letters, digits, and - _
+// within (RFC 1123, section 2.1; the underscore is what compose puts between
+// the parts of a name, and resolvers ask for it). False: it cannot be one.
+func Label(s string) (string, bool) {
+	if len(s) > 63 || strings.ContainsFunc(s, func(r rune) bool { return r >= utf8.RuneSelf }) {
+		return "", false
+	}
+	s = strings.ToLower(s)
+	return s, isLabel(s)
+}
+
+func isLabel(s string) bool {
+	for i, c := range []byte(s) {
+		alnum := c >= 'a' && c <= 'z' || c >= '0' && c <= '9'
+		if !alnum && (i == 0 || i == len(s)-1 || c != '-' && c != '_') {
+			return false
+		}
+	}
+	return s != "" && len(s) <= 63
+}
+
+// isID is what the CNI specification asks of container ids, section 2.
+func isID(s string, most int) bool {
+	for i, c := range []byte(s) {
+		alnum := c >= 'a' && c <= 'z' || c >= 'A' && c <= 'Z' || c >= '0' && c <= '9'
+		if !alnum && (i == 0 || c != '.' && c != '_' && c != '-') {
+			return false
+		}
+	}
+	return s != "" && len(s) <= most
+}
+
+func isIfName(s string) bool {
+	return s != "" && isText(s, maxIfName) && !strings.ContainsAny(s, "/ ")
+}
+
+// isText tells whether s can be shown in one line of a terminal.
+func isText(s string, most int) bool {
+	return len(s) <= most && utf8.ValidString(s) && !strings.ContainsFunc(s, func(r rune) bool { return !strconv.IsGraphic(r) })
+}
+
+func isLabelPair(k, v string) bool {
+	return k != "" && isText(k, maxLabelKey) && isText(v, maxLabels)
+}
+
+// usable addresses are those that somebody else can send to.
+func usable(a netip.Addr) bool {
+	return a.IsGlobalUnicast() && !a.Is4In6() && a.Zone() == "" && (!a.Is4() || a.As4()[0] != 0)
+}
+
+// mac is the canonical spelling of a MAC address; "" if s is none.
+func mac(s string) string {
+	m, err := net.ParseMAC(s)
+	if err != nil || len(m) != 6 {
+		return ""
+	}
+	return m.String()
+}
+
+func repeated[T comparable](list []T) bool {
+	for i, v := range list {
+		if slices.Contains(list[:i], v) {
+			return true
+		}
+	}
+	return false
+}

@@ -1,0 +1,104 @@
+package daemon
+
+import (
+	"cmp"
+	"fmt"
+	"slices"
+	"strings"
+	"time"
+
+	"github.com/flanneld/flanneld/endpoint"
+	"github.com/flanneld/flanneld/subnet"
+)
+
+// endpoints are those of all hosts, by key: of this host what it knows itself,
+// and of the others what etcd says, without those of a host's former life.
+func (n *names) endpoints(now time.Time) (list []*endpoint.Endpoint, next time.Time) {
+	others := n.all.Values
+	if now.Before(n.grace) {
+		others, next = merge(n.kept, others), n.grace
+	} else {
+		n.kept = nil
+	}
+	last, gone := &endpoint.Endpoint{}, false // there may be many of a host
+	others = slices.DeleteFunc(slices.Clone(others), func(e *endpoint.Endpoint) bool {
+		if e.Host != last.Host || e.Identity != last.Identity {
+			last, gone = e, n.isFormer(e)
+		}
+		return gone
+	})
+	return merge(others, n.local), next
+}
+
+// isFormer tells whether an endpoint of etcd is not to be counted: it is of
+// this host, which knows better, or of an earlier life of its host.
+func (n *names) isFormer(e *endpoint.Endpoint) bool {
+	if e.Identity == n.ground.self.Identity {
+		return true
+	}
+	_, named := n.ground.hosts[e.Host]
+	return (named || e.Host == n.ground.self.Name) && !n.ground.lives[e.Identity]
+}
+
+// forget has endpoints removed whose hosts hold no lease any more, while it is
+// certain that they do not.
+func (n *names) forget(now time.Time) {
+	var stale []*endpoint.Endpoint
+	if !n.ground.fresh.IsZero() && now.After(n.grace) && n.storeErr == nil {
+		stale = endpoint.Stale(n.all.Values, func(_, identity string) bool {
+			return n.ground.held[identity] || identity == n.ground.self.Identity
+		})
+	}
+	if len(stale)+n.forgetting > 0 {
+		n.forgetting = len(stale)
+		n.stale.put(stale)
+	}
+}
+
+// merge returns the values of two lists in the order of keys, b's where both
+// have a key.
+func merge(a, b []*endpoint.Endpoint) []*endpoint.Endpoint {
+	out := make([]*endpoint.Endpoint, 0, len(a)+len(b))
+	for len(a) > 0 && len(b) > 0 {
+		switch c := compareEndpoints(a[0], b[0]); {
+		case c < 0:
+			out, a = append(out, a[0]), a[1:]
+		case c == 0:
+			a = a[1:]
+		default:
+			out, b = append(out, b[0]), b[1:]
+		}
+	}
+	return append(append(out, a...), b...)
+}
+
+// compareEndpoints orders by key.
+func compareEndpoints(a, b *endpoint.Endpoint) int {
+	return cmp.Or(strings.Compare(a.Tenant, b.Tenant), strings.Compare(a.Network, b.Network), strings.Compare(a.ID, b.ID))
+}
+
+// judgeHosts says which hosts with endpoints count as dead, and when that
+// changes by itself. While nothing is certain the former judgement stays.
+func (n *names) judgeHosts(endpoints []*endpoint.Endpoint, now time.Time) (dead map[string]string, next time.Time) {
+	dead = map[string]string{}
+	sure := n.ground.fresh.Add(subnet.HostTTL)
+	last := ""
+	for _, e := range endpoints {
+		if e.Host == last || e.Host == n.ground.self.Name {
+			continue
+		}
+		last = e.Host
+		switch {
+		case n.ground.lives[e.Identity]:
+		case n.ground.fresh.IsZero() || now.Before(sure):
+			if why, ok := n.dead[e.Host]; ok {
+				dead[e.Host] = why
+			} else if !n.ground.fresh.IsZero() {
+				next = sure
+			}
+		default:
+			dead[e.Host] = fmt.Sprintf("%s is not alive: it has no record under hosts/", e.Host)
+		}
+	}
+	return dead, next
+}

@@ -1,0 +1,153 @@
+package daemon
+
+import (
+	"context"
+	"fmt"
+	"reflect"
+	"strings"
+
+	"github.com/flanneld/flanneld/dns/zone"
+	"github.com/flanneld/flanneld/endpoint"
+	"github.com/flanneld/flanneld/flanneld/api"
+	"github.com/flanneld/flanneld/flanneld/server"
+	"github.com/flanneld/flanneld/service"
+	"github.com/flanneld/flanneld/store"
+)
+
+var _ server.Names = (*names)(nil)
+
+// Services implements server.Names.
+func (n *names) Services(context.Context) ([]server.ServiceState, error) {
+	show := n.shown.Load()
+	out := make([]server.ServiceState, len(show.state.Services))
+	for i, svc := range show.state.Services {
+		out[i].Service = svc
+		if show.zone != nil {
+			out[i].Endpoints, out[i].LeftOut = show.zone.Behind(svc.Network, svc.Name)
+		}
+	}
+	return out, nil
+}
+
+// AddedNames implements server.Names.
+func (n *names) AddedNames(context.Context) ([]*zone.Name, error) {
+	return n.shown.Load().state.Names, nil
+}
+
+// EditService implements server.Names.
+func (n *names) EditService(ctx context.Context, tenant, network, name string, change func(*service.Service) (*service.Service, error)) error {
+	none := &service.Service{Tenant: tenant, Network: network, Name: name}
+	return edit(ctx, n, none.Key(n.cfg.Etcd.Prefix), none, service.Parse, (*service.Service).Marshal, change)
+}
+
+// EditName implements server.Names.
+func (n *names) EditName(ctx context.Context, tenant, network, name string, change func(*zone.Name) (*zone.Name, error)) error {
+	none := &zone.Name{Tenant: tenant, Network: network, Name: name}
+	return edit(ctx, n, none.Key(n.cfg.Etcd.Prefix), none, zone.ParseName, (*zone.Name).Marshal, change)
+}
+
+// edit changes one record. One that cannot be parsed counts as none, which has
+// nothing but its name, so that it can be replaced or removed.
+func edit[T any](ctx context.Context, n *names, key string, none *T, parse func(string, store.KV) (*T, error), marshal func(*T) ([]byte, error), change func(*T) (*T, error)) error {
+	if err := n.shown.Load().storeErr; err != nil {
+		return api.Unavailable("etcd is out of reach, nothing was changed: %v", err)
+	}
+	var wrong error
+	_, err := store.Update(ctx, n.store, key, func(kv store.KV) (store.Txn, error) {
+		var have *T
+		if kv.ModRevision != 0 {
+			var err error
+			if have, err = parse(n.cfg.Etcd.Prefix, kv); err != nil {
+				have = none
+			}
+		}
+		want, err := change(have)
+		switch {
+		case err != nil:
+			wrong = err
+			return store.Txn{}, err
+		case want == have && (want != nil || kv.ModRevision == 0):
+			return store.Txn{}, nil
+		case want == nil:
+			return store.Txn{Delete: []string{key}}, nil
+		}
+		value, err := marshal(want)
+		return store.Txn{Put: []store.Put{{Key: key, Value: store.KeepUnknown(value, kv.Value, fields[T]())}}}, err
+	})
+	if err != nil && wrong == nil {
+		return api.Unavailable("etcd did not confirm the change, it may have been made all the same: look before you try again: %v", err)
+	}
+	return err
+}
+
+// fields names what a record may hold in the store.
+func fields[T any]() []string {
+	var out []string
+	for f := range reflect.TypeFor[T]().Fields() {
+		if f.IsExported() && f.Tag.Get("json") != "-" {
+			out = append(out, f.Name)
+		}
+	}
+	return out
+}
+
+// Lookup implements server.Names.
+func (n *names) Lookup(ctx context.Context, name string, qtype uint16) (api.Lookup, error) {
+	z := n.shown.Load().zone
+	if z == nil {
+		return api.Lookup{}, api.Unavailable("names are not known yet: flanneld status tells what it waits for")
+	}
+	x := z.Explain(name, qtype)
+	l := api.Lookup{Name: x.Name, Type: x.Type, Rcode: x.Rcode, View: endpoint.DefaultNetwork, Zone: x.Zone, Notes: x.Notes, Answers: []api.Record{}}
+	for _, r := range x.Answers {
+		l.Answers = append(l.Answers, api.Record(r))
+	}
+	for _, r := range x.Additional {
+		l.Additional = append(l.Additional, api.Record(r))
+	}
+	for _, o := range x.LeftOut {
+		l.LeftOut = append(l.LeftOut, api.LeftOut(o))
+	}
+	if _, ok := zone.Wire(name); x.Zone != "" || !ok {
+		return l, nil
+	}
+	a, err := n.out.Ask(ctx, name, qtype)
+	if err != nil {
+		return l, fmt.Errorf("ask upstream for %s: %w", x.Name, err)
+	}
+	l.Rcode = a.Rcode
+	for _, r := range a.Records {
+		l.Answers = append(l.Answers, api.Record{Name: r.Name, TTL: r.TTL, Type: r.Type, Data: r.Data})
+	}
+	var asked []string
+	for _, u := range n.out.Upstreams() {
+		asked = append(asked, u.String())
+	}
+	l.Upstream = strings.Join(asked, ", ")
+	return l, nil
+}
+
+// status is how names are answered here; nil if they are not.
+func (n *names) status() *api.DNS {
+	s := n.shown.Load()
+	if n.cfg.DNS.Off || s.zone == nil {
+		return nil
+	}
+	d := &api.DNS{
+		Domain: n.cfg.DNS.Domain, Addresses: s.at, Upstreams: []api.Upstream{},
+		Endpoints: len(s.state.Endpoints), Services: len(s.state.Services), Names: len(s.state.Names),
+		Problems: n.server.Errors(),
+	}
+	for _, e := range s.state.Endpoints {
+		if e.Unhealthy != "" || s.state.Dead[e.Host] != "" {
+			d.LeftOut++
+		}
+	}
+	for _, u := range n.out.Stats().Upstreams {
+		d.Upstreams = append(d.Upstreams, api.Upstream{Addr: u.Addr, Healthy: !u.Down})
+	}
+	if why := n.out.Trouble(); why != "" {
+		d.Problems = append(d.Problems, why)
+	}
+	return d
+}

@@ -1,0 +1,112 @@
+package daemon
+
+import (
+	"errors"
+	"io/fs"
+	"net/netip"
+	"os"
+	"path/filepath"
+	"slices"
+
+	"github.com/flanneld/flanneld/endpoint"
+	"github.com/flanneld/flanneld/flanneld/api"
+	"github.com/flanneld/flanneld/flanneld/config"
+	"github.com/flanneld/flanneld/flanneld/server"
+	"github.com/flanneld/flanneld/metrics"
+	"github.com/flanneld/flanneld/subnet"
+)
+
+// serverOptions are where the local API and the health checks are served, and
+// for what.
+func (n *network) serverOptions() server.Options {
+	o := server.Options{Socket: api.Socket, Healthz: n.cfg.Healthz, Domain: n.cfg.DNS.Domain, Names: n.names}
+	m := metrics.Sources{Version: n.self.Version}
+	if !n.cfg.DNS.Off {
+		m.DNS, m.Forward = n.names.server.Stats, n.names.out.Stats
+	}
+	o.Metrics = metrics.Handler(m)
+	return o
+}
+
+// answersAt are the addresses at which a host answers: its gateways, and the
+// cluster's.
+func answersAt(own []netip.Prefix, cluster []netip.Addr) []netip.Addr {
+	var out []netip.Addr
+	for _, p := range own {
+		out = append(out, subnet.Gateway(p))
+	}
+	return append(out, cluster...)
+}
+
+// tellNames hands the names what they stand on, if that is something new.
+func (n *network) tellNames() {
+	if n.lease == nil || n.turn == n.toldTurn {
+		return
+	}
+	n.toldTurn = n.turn
+	g := ground{
+		self: n.self, own: n.lease.Subnets, pods: networks(n.opened), services: n.services(), cluster: n.clusterDNS(),
+		hosts: n.view.Hosts, lives: map[string]bool{}, held: map[string]bool{},
+	}
+	for _, h := range n.view.Hosts {
+		g.lives[h.Identity] = true
+	}
+	for _, l := range n.view.Leases {
+		g.held[l.Identity] = true
+	}
+	if n.storeErr == nil {
+		g.fresh = n.view.Fresh
+	}
+	n.names.grounds.put(g)
+}
+
+// clusterDNS are the addresses at which every host answers names for itself:
+// those of the service networks that this host's underlay is not in.
+func (n *network) clusterDNS() []netip.Addr {
+	var out []netip.Addr
+	if n.cfg.DNS.Off {
+		return nil
+	}
+	for _, p := range n.services() {
+		out = append(out, subnet.ClusterDNS(p))
+	}
+	return out
+}
+
+// services are the service networks that this host's underlay is not in.
+func (n *network) services() []netip.Prefix {
+	return slices.DeleteFunc(slices.Clone(n.opened.Services), func(p netip.Prefix) bool {
+		return slices.ContainsFunc(n.underlay.Addrs, p.Contains)
+	})
+}
+
+// resolvers keeps dns.env as it should be, and the cluster's DNS addresses this
+// host's own.
+func (n *network) resolvers() error {
+	cluster := n.clusterDNS()
+	_, err := n.kernel.handle.SyncLocal(cluster)
+	path := dnsEnvFile(n.cfg)
+	if n.cfg.DNS.Off {
+		if gone := os.Remove(path); gone != nil && !errors.Is(gone, fs.ErrNotExist) {
+			return errors.Join(err, gone)
+		}
+		return err
+	}
+	want := subnet.DNSEnv{
+		Servers: cluster, Domain: n.cfg.DNS.Domain,
+		Search:  subnet.PodSearch(n.cfg.DNS.Domain, endpoint.DefaultNetwork, ""),
+		Options: []string{"timeout:3", "attempts:3"},
+	}
+	if len(cluster) == 0 {
+		want.Servers = answersAt(n.lease.Subnets, nil)
+	}
+	if have, readErr := subnet.ReadDNSEnv(path); readErr == nil && have.Equal(want) {
+		return err
+	}
+	return errors.Join(err, subnet.WriteDNSEnv(path, want))
+}
+
+// dnsEnvFile is beside subnet.env.
+func dnsEnvFile(cfg *config.Config) string {
+	return filepath.Join(filepath.Dir(cfg.SubnetFile), subnet.DNSEnvFile)
+}
