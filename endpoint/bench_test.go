@@ -16,8 +16,9 @@ func BenchmarkParse(b *testing.B) {
 	}
 	kv := store.KV{Key: e.Key(prefix), Value: value}
 	b.ReportAllocs()
+	r := newReader(prefix)
 	for b.Loop() {
-		if _, err := Parse(prefix, kv); err != nil {
+		if _, err := r.parse(kv); err != nil {
 			b.Fatal(err)
 		}
 	}

@@ -83,5 +83,5 @@ func (e *Endpoint) Equal(o *Endpoint) bool {
 // Watch yields the endpoints of the whole cluster, of every tenant and
 // network, as store.WatchRecords does it.
 func Watch(ctx context.Context, st store.Store, etcdPrefix string) iter.Seq2[store.Records[Endpoint], error] {
-	return store.WatchRecords(ctx, st, Prefix(etcdPrefix), func(kv store.KV) (*Endpoint, error) { return Parse(etcdPrefix, kv) })
+	return store.WatchRecords(ctx, st, Prefix(etcdPrefix), newReader(etcdPrefix).parse)
 }

@@ -1,7 +1,6 @@
 package endpoint
 
 import (
-	"encoding/json"
 	"fmt"
 	"net"
 	"net/netip"
@@ -9,7 +8,6 @@ import (
 	"strconv"
 	"strings"
 	"unicode/utf8"
-	"unique"
 
 	"github.com/flanneld/flanneld/store"
 	"github.com/flanneld/flanneld/subnet"
@@ -33,63 +31,20 @@ const (
 // Parse reads an endpoint as the store holds it. Errors are
 // *subnet.RecordError. Unknown fields are ignored.
 func Parse(etcdPrefix string, kv store.KV) (*Endpoint, error) {
-	e := &Endpoint{revision: kv.ModRevision}
-	if err := e.parseKey(etcdPrefix, kv.Key); err != nil {
-		return nil, err
-	}
-	if len(kv.Value) > maxSize {
-		return nil, &subnet.RecordError{Key: kv.Key, Value: fmt.Sprintf("%d bytes", len(kv.Value)), Remedy: "the value must be at most 64 KiB; delete the key"}
-	}
-	var v struct {
-		Host, Identity, Container, IfName string
-		Addresses                         []string
-		MAC, Namespace                    string
-		Names                             []string
-		Labels                            map[string]string
-		Unhealthy                         string
-	}
-	if err := json.Unmarshal(kv.Value, &v); err != nil {
-		return nil, &subnet.RecordError{Key: kv.Key, Value: quote(string(kv.Value)), Remedy: "the value must be an endpoint's JSON object (" + quote(err.Error()) + "); delete the key"}
-	}
-	e.Host, e.Identity, e.Container, e.IfName = v.Host, v.Identity, v.Container, v.IfName
-	e.MAC, e.Namespace, e.Names, e.Labels, e.Unhealthy = v.MAC, v.Namespace, v.Names, v.Labels, v.Unhealthy
-	for _, s := range v.Addresses {
-		a, err := netip.ParseAddr(s)
-		if err != nil || !usable(a) {
-			return nil, &subnet.RecordError{Key: kv.Key, Field: "Addresses", Value: quote(s), Remedy: "must be unicast addresses of the container; delete the key"}
-		}
-		e.Addresses = append(e.Addresses, a)
-	}
-	if field, value, remedy := e.wrong(); remedy != "" {
-		return nil, &subnet.RecordError{Key: kv.Key, Field: field, Value: value, Remedy: remedy + "; delete the key"}
-	}
-	e.share()
-	return e, nil
+	return newReader(etcdPrefix).parse(kv)
 }
 
-// share keeps texts once that are there many times: there are many endpoints.
-func (e *Endpoint) share() {
-	host, rest := e.ID[:len(e.Host)], e.ID[len(e.Host)+1:]
-	e.Host, e.Container, e.IfName = host, rest[:len(e.Container)], rest[len(e.Container)+1:]
-	e.Identity, e.Namespace = unique.Make(e.Identity).Value(), unique.Make(e.Namespace).Value()
-	if len(e.Names) == 0 {
-		e.Names = nil
-	}
-	if len(e.Labels) == 0 {
-		e.Labels = nil
-	}
-}
-
-func (e *Endpoint) parseKey(etcdPrefix, key string) error {
-	rest, ok := strings.CutPrefix(key, Prefix(etcdPrefix))
+// parseKey takes the parts of a key below prefix.
+func (e *Endpoint) parseKey(prefix, key string) error {
+	rest, ok := strings.CutPrefix(key, prefix)
 	if !ok {
-		return &subnet.RecordError{Key: key, Remedy: "is not under " + Prefix(etcdPrefix)}
+		return &subnet.RecordError{Key: key, Remedy: "is not under " + prefix}
 	}
-	parts := strings.SplitN(rest, "/", 4)
-	if len(parts) != 3 || !isLabel(parts[0]) || !isLabel(parts[1]) || parts[2] == "" {
+	e.Tenant, rest, _ = strings.Cut(rest, "/")
+	e.Network, e.ID, _ = strings.Cut(rest, "/")
+	if !isLabel(e.Tenant) || !isLabel(e.Network) || e.ID == "" || strings.Contains(e.ID, "/") {
 		return &subnet.RecordError{Key: key, Remedy: "the key must end in <tenant>/<network>/<host>,<container>,<interface>, the first two DNS labels in lower case; delete it"}
 	}
-	e.Tenant, e.Network, e.ID = parts[0], parts[1], parts[2]
 	return nil
 }
 
@@ -105,13 +60,13 @@ func (e *Endpoint) wrong() (field, value, remedy string) {
 		return "Container", quote(e.Container), "must begin with a letter or digit and hold only letters, digits, and . _ -"
 	case !isIfName(e.IfName):
 		return "IfName", quote(e.IfName), "must be the name of an interface"
-	case e.ID != id(e.Host, e.Container, e.IfName):
+	case !e.isOf(e.ID):
 		return "Host, Container, IfName", quote(id(e.Host, e.Container, e.IfName)), "must be the key's last part"
 	case len(e.Addresses) > maxAddresses:
 		return "Addresses", strconv.Itoa(len(e.Addresses)), fmt.Sprintf("must be at most %d", maxAddresses)
 	case repeated(e.Addresses):
 		return "Addresses", "", "must be there once each"
-	case e.MAC != "" && e.MAC != mac(e.MAC):
+	case e.MAC != "" && !isMAC(e.MAC):
 		return "MAC", quote(e.MAC), "must be like 0a:58:0a:01:13:03"
 	case e.Namespace != "" && !isLabel(e.Namespace):
 		return "Namespace", quote(e.Namespace), "must be a DNS label in lower case"
@@ -158,6 +113,15 @@ func (e *Endpoint) wrongLabels() (field, value, remedy string) {
 // id is the last part of a key. No two interfaces have the same one: names of
 // hosts and containers have no comma.
 func id(host, container, ifName string) string { return host + "," + container + "," + ifName }
+
+// isOf tells whether id is e's.
+func (e *Endpoint) isOf(id string) bool {
+	rest, host := strings.CutPrefix(id, e.Host)
+	rest, first := strings.CutPrefix(rest, ",")
+	rest, container := strings.CutPrefix(rest, e.Container)
+	rest, second := strings.CutPrefix(rest, ",")
+	return host && first && container && second && rest == e.IfName
+}
 
 // quote makes what somebody wrote fit for one line of a message.
 func quote(s string) string { return fmt.Sprintf("%.60q", s) }
@@ -210,6 +174,17 @@ func isLabelPair(k, v string) bool {
 // usable addresses are those that somebody else can send to.
 func usable(a netip.Addr) bool {
 	return a.IsGlobalUnicast() && !a.Is4In6() && a.Zone() == "" && (!a.Is4() || a.As4()[0] != 0)
+}
+
+// isMAC tells whether s is spelled as mac does it.
+func isMAC(s string) bool {
+	for i, c := range []byte(s) {
+		digit := c >= '0' && c <= '9' || c >= 'a' && c <= 'f'
+		if i%3 == 2 && c != ':' || i%3 != 2 && !digit {
+			return false
+		}
+	}
+	return len(s) == len("0a:58:0a:01:13:03")
 }
 
 // mac is the canonical spelling of a MAC address; "" if s is none.

@@ -19,7 +19,11 @@ type SessionID int64
 // KV is one key as the store holds it.
 type KV struct {
 	Key   string
-	Value []byte
+	Value []byte // nil if Parsed is in its place
+	// Parsed is what the parse function of a Watch made of the value, and Sum
+	// stands for the value in comparisons within that Watch.
+	Parsed any
+	Sum    uint64
 	// ModRevision is the store's revision of the last write of this key.
 	ModRevision int64
 	// CreateRevision is the revision at which the key came to be.
@@ -90,7 +94,13 @@ type Store interface {
 	// store it yields the error (with the last snapshot, zero if there was
 	// none) once per failure and goes on. It ends when ctx does or when the
 	// consumer stops.
-	Watch(ctx context.Context, prefix string) iter.Seq2[Snapshot, error]
+	//
+	// With parse the snapshots hold in place of each value what parse made of
+	// it, in memory of its own: values are large. It is called from the
+	// consumer's goroutine for each write that was not seen before, and must
+	// make the same of the same. KVs is then valid until the consumer asks for
+	// the next snapshot. nil: values are as they are.
+	Watch(ctx context.Context, prefix string, parse func(KV) any) iter.Seq2[Snapshot, error]
 	// Get reads one key, seeing every write that was acknowledged before.
 	// Absent is no error: the zero KV, with only Key set. It tries once.
 	Get(ctx context.Context, key string) (KV, error)

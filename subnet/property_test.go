@@ -94,7 +94,7 @@ func watchOverlaps(t *testing.T, st *mem.Store) (stop func()) {
 	done := make(chan struct{})
 	go func() {
 		defer close(done)
-		for snap, err := range st.Watch(ctx, SubnetsPrefix(testPrefix)) {
+		for snap, err := range st.Watch(ctx, SubnetsPrefix(testPrefix), nil) {
 			if err != nil {
 				continue
 			}

@@ -35,7 +35,7 @@ func Watch(ctx context.Context, st store.Store, prefix string, accept func(Confi
 		updates := make(chan update)
 		for which, key := range [...]string{configPrefix: ConfigKey(prefix), subnetsPrefix: SubnetsPrefix(prefix), hostsPrefix: HostsPrefix(prefix)} {
 			watches.Go(func() {
-				for snap, err := range st.Watch(ctx, key) {
+				for snap, err := range st.Watch(ctx, key, nil) {
 					select {
 					case updates <- update{which, snap, err}:
 					case <-ctx.Done():

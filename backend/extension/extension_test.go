@@ -482,6 +482,7 @@ func TestScale(t *testing.T) {
 	for i := range peers {
 		peers[i] = peerAt(2, "")
 		peers[i].Lease.Key = fmt.Sprintf("/subnets/%06d", i)
+		peers[i].Lease.PublicIPs = []netip.Addr{netip.AddrFrom4([4]byte{172, 16, byte(i >> 8), byte(i)})}
 		peers[i].Lease.Subnets = []netip.Prefix{netip.PrefixFrom(netip.AddrFrom4([4]byte{10, 1, byte(64 + i>>6), byte(i << 2)}), 30)}
 	}
 	step := func(what string, peers []backend.Peer, hooks int) {

@@ -89,8 +89,8 @@ func (f *Forwarder) findLoops(ctx context.Context) {
 	}
 }
 
-func (f *Forwarder) findLoop(ctx context.Context, u *upstream) {
-	ctx, cancel := context.WithTimeout(ctx, loopTime)
+func (f *Forwarder) findLoop(parent context.Context, u *upstream) {
+	ctx, cancel := context.WithTimeout(parent, loopTime)
 	defer cancel()
 	var b [16]byte
 	_, _ = rand.Read(b[:]) // never returns an error
@@ -104,7 +104,11 @@ func (f *Forwarder) findLoop(ctx context.Context, u *upstream) {
 	delete(f.loops.out, name)
 	came := tr.came
 	f.loops.mu.Unlock()
-	if !came && err == nil { // silence tells nothing new
+	switch {
+	case came || parent.Err() != nil:
+	case err == nil:
 		f.setLoops(u, false)
+	default: // tells nothing of loops; but whether it is there is known then before a container has to wait for it
+		f.doubt(u)
 	}
 }

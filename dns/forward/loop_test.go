@@ -53,3 +53,27 @@ func TestAnUpstreamThatAsksThisDaemonInTurnIsNotUsed(t *testing.T) {
 		}
 	})
 }
+
+func TestASilentUpstreamIsKnownBeforeSomebodyAsks(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w := newWorld(silent)
+		defer w.run(t)()
+		u := w.ups.Load().list[0]
+		u.mu.Lock()
+		u.looked = false // as of a new one
+		u.mu.Unlock()
+		w.signal(w.changed)
+		time.Sleep(loopTime + probeTime + time.Second)
+		if s := w.Trouble(); !w.Stats().Upstreams[0].Down || !strings.Contains(s, "answers") {
+			t.Errorf("trouble: %q", s)
+		}
+		if r, took := timed(t, w, a("x.example.")); r.Rcode != dns.RcodeServerFailure || took > goneTime {
+			t.Errorf("after %v: %v", took, r)
+		}
+		w.change(0, good)
+		time.Sleep(2 * time.Second)
+		if r := a("y.example.").put(t, w.Forwarder); len(r.Answer) != 1 || w.Trouble() != "" {
+			t.Errorf("trouble %q, got %v", w.Trouble(), r)
+		}
+	})
+}

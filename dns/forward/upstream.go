@@ -208,6 +208,14 @@ func (f *Forwarder) failed(u *upstream) {
 	}
 }
 
+// doubt has u probed, and asked last until it answers.
+func (f *Forwarder) doubt(u *upstream) {
+	u.mu.Lock()
+	u.doubted = true
+	u.mu.Unlock()
+	f.signal(f.down)
+}
+
 // judge finds out whether there is anybody to ask.
 func (f *Forwarder) judge() {
 	f.judging.Lock()

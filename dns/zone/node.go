@@ -28,23 +28,28 @@ type source any
 // node is what one name or one address has. It is immutable once its Zone is
 // built; those of one source are shared by all names of that source.
 type node struct {
-	sets  []Set    // A and AAAA
-	of    source   // if it is the only one
-	parts []source // if there are several
+	sets []Set  // A and AAAA
+	of   source // *several if there are several
 }
 
-func (n *node) len() int {
-	if n.parts == nil {
-		return 1
+// several are sources that have one name or address in common.
+type several struct{ sources []source }
+
+// sources are those of n, nil if there is only one.
+func (n *node) sources() []source {
+	if s, ok := n.of.(*several); ok {
+		return s.sources
 	}
-	return len(n.parts)
+	return nil
 }
+
+func (n *node) len() int { return max(1, len(n.sources())) }
 
 func (n *node) source(i int) source {
-	if n.parts == nil {
-		return n.of
+	if s := n.sources(); s != nil {
+		return s[i]
 	}
-	return n.parts[i]
+	return n.of
 }
 
 // space is what is below one namespace or network.

@@ -71,11 +71,11 @@ func (w *work) several(n *node, only netip.Addr) *node {
 	if _, ok := w.nodes[n]; ok {
 		return n
 	}
-	parts := []source{n.of}
-	if n.parts != nil {
-		parts = slices.Clone(n.parts)
+	list := slices.Clone(n.sources())
+	if list == nil {
+		list = []source{n.of}
 	}
-	n = &node{parts: parts}
+	n = &node{of: &several{list}}
 	w.nodes[n] = only
 	return n
 }
@@ -87,7 +87,8 @@ func join[K comparable](w *work, t trie[K, *node], hash uint64, k K, s source, o
 		return t.put(w.edit, hash, k, own, hashOf)
 	}
 	n = w.several(n, only)
-	n.parts = append(n.parts, s)
+	list := n.of.(*several)
+	list.sources = append(list.sources, s)
 	return t.put(w.edit, hash, k, n, hashOf)
 }
 
@@ -97,22 +98,20 @@ func leave[K comparable](w *work, t trie[K, *node], hash uint64, k K, s source, 
 	switch {
 	case !ok:
 		return t
-	case n.parts == nil:
-		if n.of != s {
-			return t
-		}
+	case n.of == s:
 		return t.delete(w.edit, hash, k)
 	}
-	i := slices.Index(n.parts, s)
+	i := slices.Index(n.sources(), s)
 	if i < 0 {
 		return t
 	}
-	if len(n.parts) == 2 {
+	if n.len() == 2 {
 		delete(w.nodes, n)
-		return t.put(w.edit, hash, k, w.alone(n.parts[1-i], only), hashOf)
+		return t.put(w.edit, hash, k, w.alone(n.source(1-i), only), hashOf)
 	}
 	n = w.several(n, only)
-	n.parts = slices.Delete(n.parts, i, i+1)
+	list := n.of.(*several)
+	list.sources = slices.Delete(list.sources, i, i+1)
 	return t.put(w.edit, hash, k, n, hashOf)
 }
 
@@ -123,7 +122,7 @@ func touch[K comparable](w *work, t trie[K, *node], hash uint64, k K, s source, 
 	switch {
 	case !ok:
 		return t
-	case n.parts != nil:
+	case n.sources() != nil:
 		own = w.several(n, only)
 	case n.of != s:
 		return t
@@ -313,8 +312,8 @@ func (w *work) deep(sp *space, wire string, change func(*deepNode)) {
 // finish makes the records of what this build changed.
 func (w *work) finish() {
 	for n, only := range w.nodes {
-		l := make(addresses, 0, len(n.parts))
-		for _, s := range n.parts {
+		l := make(addresses, 0, n.len())
+		for _, s := range n.sources() {
 			l.add(w.st, s, only)
 		}
 		n.sets = l.sets()

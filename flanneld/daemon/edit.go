@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"reflect"
+	"slices"
 	"strings"
 
 	"github.com/flanneld/flanneld/dns/zone"
@@ -143,8 +144,11 @@ func (n *names) status() *api.DNS {
 			d.LeftOut++
 		}
 	}
+	asked := n.out.Upstreams() // not this daemon itself
 	for _, u := range n.out.Stats().Upstreams {
-		d.Upstreams = append(d.Upstreams, api.Upstream{Addr: u.Addr, Healthy: !u.Down})
+		if slices.Contains(asked, u.Addr) {
+			d.Upstreams = append(d.Upstreams, api.Upstream{Addr: u.Addr, Healthy: !u.Down})
+		}
 	}
 	if why := n.out.Trouble(); why != "" {
 		d.Problems = append(d.Problems, why)

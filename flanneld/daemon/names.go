@@ -146,9 +146,9 @@ func (n *names) run(ctx context.Context) error {
 		}
 		return nil
 	})
-	g.Go(func() error { return follow(ctx, n.heard, endpoint.Watch(ctx, n.store, prefix)) })
-	g.Go(func() error { return follow(ctx, n.services, service.Watch(ctx, n.store, prefix)) })
-	g.Go(func() error { return follow(ctx, n.added, zone.WatchNames(ctx, n.store, prefix)) })
+	g.Go(func() error { return follow(n.heard, endpoint.Watch(ctx, n.store, prefix)) })
+	g.Go(func() error { return follow(n.services, service.Watch(ctx, n.store, prefix)) })
+	g.Go(func() error { return follow(n.added, zone.WatchNames(ctx, n.store, prefix)) })
 	g.Go(func() error {
 		p := endpoint.Publisher{Store: n.store, Prefix: prefix, Host: self.Name, Identity: self.Identity, Report: n.publishing.put}
 		return p.Run(ctx, n.own, n.others)
@@ -159,9 +159,9 @@ func (n *names) run(ctx context.Context) error {
 	})
 	if !n.cfg.DNS.Off {
 		g.Go(func() error { return n.out.Run(ctx) })
-		g.Go(func() error { return n.reload(ctx) })
 		g.Go(func() error { return n.server.Run(ctx) })
 	}
+	g.Go(func() error { return n.reload(ctx) })
 	g.Go(func() error { return n.serve(ctx) })
 	return g.Wait()
 }
@@ -184,7 +184,7 @@ func (n *names) reload(ctx context.Context) error {
 }
 
 // follow hands every newer state to one who may skip some.
-func follow[T any](ctx context.Context, to latest[told[T]], from iter.Seq2[store.Records[T], error]) error {
+func follow[T any](to latest[told[T]], from iter.Seq2[store.Records[T], error]) error {
 	for r, err := range from {
 		to.put(told[T]{r, err})
 	}

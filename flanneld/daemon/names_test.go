@@ -8,6 +8,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/flanneld/flanneld/dns/zone"
 	"github.com/flanneld/flanneld/endpoint"
 	"github.com/flanneld/flanneld/flanneld/api"
 	"github.com/flanneld/flanneld/flanneld/config"
@@ -60,6 +61,25 @@ func TestEndpointsOfAnEarlierLifeOfTheirHostDoNotCount(t *testing.T) {
 	got, _ := n.endpoints(time.Unix(2000, 0))
 	if want := []string{"host1,mine,eth0", "host2,web,eth0", "host3,silent,eth0"}; !slices.Equal(ids(got), want) {
 		t.Errorf("%v", ids(got))
+	}
+}
+
+func TestEndpointsUnderAFormerNameOfTheirHostGo(t *testing.T) {
+	n := testNames(t)
+	n.ground.held = map[string]bool{"id2": true}
+	n.all.Values = []*endpoint.Endpoint{
+		at("former1", "id1", "mine", "10.1.1.2"),
+		at("former2", "id2", "web", "10.1.2.3"),
+		at("host1", "id1", "mine", "10.1.1.2"),
+		at("host1", "id2", "web", "10.1.2.3"), // which thought that it was host1
+		at("host2", "id2", "web", "10.1.2.3"),
+	}
+	if got, _ := n.endpoints(time.Unix(2000, 0)); !slices.Equal(ids(got), []string{"host2,web,eth0"}) {
+		t.Errorf("answered: %v", ids(got))
+	}
+	n.forget(time.Unix(2000, 0))
+	if got := <-n.stale; !slices.Equal(ids(got), []string{"former1,mine,eth0"}) {
+		t.Errorf("removed: %v", ids(got))
 	}
 }
 
@@ -191,5 +211,15 @@ func TestAnEditReadsWhatIsThereAndChangesItOnce(t *testing.T) {
 	err = n.EditService(t.Context(), "default", "default", "web", create)
 	if e, ok := errors.AsType[*api.Error](err); !ok || e.Status != 503 {
 		t.Errorf("etcd away: %v", err)
+	}
+}
+
+func TestStatusLeavesOutAnUpstreamThatIsThisDaemon(t *testing.T) {
+	own, other := netip.MustParseAddrPort("10.1.1.1:53"), netip.MustParseAddrPort("192.0.2.1:53")
+	cfg := &config.Config{SubnetFile: t.TempDir() + "/subnet.env", DNS: config.DNS{Domain: "cluster.local", Upstreams: []netip.AddrPort{own, other}}}
+	n := newNames(cfg, mem.New(), subnet.Host{Name: "host1", Identity: "id1"}, slog.New(slog.DiscardHandler))
+	n.shown.Store(&shown{at: []netip.Addr{own.Addr()}, zone: n.zones.Build(zone.State{Domain: "cluster.local", Tenant: "default"})})
+	if s := n.status(); len(s.Upstreams) != 1 || s.Upstreams[0].Addr != other {
+		t.Errorf("%+v", s.Upstreams)
 	}
 }

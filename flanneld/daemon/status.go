@@ -106,6 +106,10 @@ func (n *network) peerStatus(p *subnet.Lease, known time.Time) api.Peer {
 	return out
 }
 
+// mostSkipped is how many records that were skipped are told one by one: all
+// of a broken script's would hide what else is wrong.
+const mostSkipped = 10
+
 // judge sets the verdict and the reasons for it.
 func (n *network) judge(s *api.Status, now time.Time) {
 	down := func(format string, a ...any) {
@@ -160,8 +164,12 @@ func (n *network) judge(s *api.Status, now time.Time) {
 	for _, p := range n.kernel.forward.Problems() {
 		degraded("%s", p)
 	}
-	for _, p := range slices.Concat(n.view.Problems, n.names.shown.Load().problems) {
+	skipped := slices.Concat(n.view.Problems, n.names.shown.Load().problems)
+	for _, p := range skipped[:min(len(skipped), mostSkipped)] {
 		degraded("skipped %v", p)
+	}
+	if more := len(skipped) - mostSkipped; more > 0 {
+		degraded("skipped %d more records of etcd", more)
 	}
 	for _, p := range n.opened.Services {
 		if !slices.Contains(n.services(), p) {

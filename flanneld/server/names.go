@@ -182,6 +182,9 @@ func (n *namesAPI) addName(r *http.Request) (any, error) {
 		if len(want.Addresses) > mostAddresses {
 			return nil, api.Invalid("addresses", fmt.Sprint(len(want.Addresses)), fmt.Sprintf("a name has at most %d", mostAddresses))
 		}
+		if err := want.Validate(); err != nil { // else every daemon would skip the record, and the name be gone
+			return nil, err
+		}
 		ch.Changed = have == nil || len(want.Addresses) > len(have.Addresses)
 		if !ch.Changed {
 			return have, nil

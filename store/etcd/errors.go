@@ -15,6 +15,9 @@ import (
 // errSilent: no answer came in time.
 var errSilent = errors.New("no answer")
 
+// errReplaced: another life of the store's data began.
+var errReplaced = errors.New("the data was replaced in the middle of a list")
+
 // leaseNotFound is part of etcd's text for a lease that does not exist.
 const leaseNotFound = "requested lease not found"
 

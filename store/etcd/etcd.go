@@ -1,7 +1,9 @@
 package etcd
 
 import (
+	"cmp"
 	"context"
+	"errors"
 	"fmt"
 	"log/slog"
 	"math/rand/v2"
@@ -10,6 +12,7 @@ import (
 	"time"
 
 	pb "go.etcd.io/etcd/api/v3/etcdserverpb"
+	"go.etcd.io/etcd/api/v3/v3rpc/rpctypes"
 	clientv3 "go.etcd.io/etcd/client/v3"
 
 	"github.com/flanneld/flanneld/store"
@@ -24,6 +27,7 @@ type Store struct {
 	endpoints []string
 	log       *slog.Logger
 	timing    timing
+	atOnce    int64
 	users     atomic.Int32 // open watches and sessions
 	wait      sync.WaitGroup
 
@@ -59,6 +63,7 @@ func New(o Options) (*Store, error) {
 		opts:   o,
 		log:    o.Log,
 		timing: defaultTiming,
+		atOnce: atOnce,
 		next:   rand.IntN(len(o.Endpoints)),
 		life:   life{changed: make(chan struct{})},
 	}
@@ -109,31 +114,61 @@ func (s *Store) Get(ctx context.Context, key string) (store.KV, error) {
 
 // List implements store.Store.
 func (s *Store) List(ctx context.Context, prefix string) (store.Snapshot, error) {
-	snap, _, err := s.list(ctx, prefix)
+	snap, _, err := s.list(ctx, prefix, func([]store.KV) {})
 	return snap, err
 }
 
-// list also returns the connection that answered.
-func (s *Store) list(ctx context.Context, prefix string) (snap store.Snapshot, k *conn, err error) {
-	err = s.call(ctx, "list "+prefix, func(ctx context.Context, c *conn) error {
+// atOnce is how many keys travel in one answer, which is in memory several
+// times over until it is read. It is not small, since for each answer etcd
+// counts all keys that are left.
+const atOnce = 10_000
+
+// list calls page with parts of the snapshot, in order, which it may change.
+// It also returns the connection that answered.
+func (s *Store) list(ctx context.Context, prefix string, page func([]store.KV)) (snap store.Snapshot, k *conn, err error) {
+	return s.listIn(ctx, s.atOnce, prefix, page)
+}
+
+// listIn is list with so many keys in one answer; 0: all.
+func (s *Store) listIn(ctx context.Context, atOnce int64, prefix string, page func([]store.KV)) (snap store.Snapshot, k *conn, err error) {
+	from, end := cmp.Or(prefix, "\x00"), clientv3.GetPrefixRangeEnd(prefix)
+	get := func(ctx context.Context, c *conn) error {
 		before := s.seen()
-		r, err := c.cli.Get(ctx, prefix, clientv3.WithPrefix())
+		r, err := c.cli.Get(ctx, from, clientv3.WithRange(end), clientv3.WithRev(snap.Revision), clientv3.WithLimit(atOnce))
 		if err != nil {
 			return err
 		}
-		k = c
-		snap = store.Snapshot{
-			Epoch:    s.observe(r.Header, before),
-			Revision: r.Header.Revision,
-			KVs:      make([]store.KV, len(r.Kvs)),
-			Fresh:    time.Now(),
+		epoch := s.observe(r.Header, before)
+		if k == nil {
+			k = c
+			snap = store.Snapshot{Epoch: epoch, Revision: r.Header.Revision, KVs: make([]store.KV, 0, r.Count), Fresh: time.Now()}
 		}
-		for i, kv := range r.Kvs {
-			snap.KVs[i] = convert(kv)
+		if epoch != snap.Epoch {
+			return errReplaced
+		}
+		had := len(snap.KVs)
+		for _, kv := range r.Kvs {
+			snap.KVs = append(snap.KVs, convert(kv))
+		}
+		page(snap.KVs[had:])
+		from = ""
+		if r.More {
+			from = snap.KVs[len(snap.KVs)-1].Key + "\x00"
 		}
 		return nil
-	})
-	return snap, k, err
+	}
+	err = s.call(ctx, "list "+prefix, get)
+	for err == nil && from != "" {
+		err = s.ask(ctx, k, s.timing.call, get)
+		if errors.Is(err, rpctypes.ErrCompacted) { // the revision that was begun with is gone
+			return s.listIn(ctx, 0, prefix, page)
+		}
+		err = k.explain("list "+prefix, err)
+	}
+	if err != nil {
+		return store.Snapshot{}, nil, err
+	}
+	return snap, k, nil
 }
 
 // Commit implements store.Store.

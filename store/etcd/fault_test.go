@@ -211,7 +211,7 @@ func TestCloseLeavesNothingRunning(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	for range s.Watch(ctx, "/") {
+	for range s.Watch(ctx, "/", nil) {
 		cancel()
 	}
 	n.Leave()
@@ -289,5 +289,51 @@ func expect(t *testing.T, err error, wants ...string) {
 	}
 	if strings.Contains(err.Error(), "swordfish") {
 		t.Errorf("a secret in: %v", err)
+	}
+}
+
+// What does not fit into one answer is listed at one revision nevertheless.
+func TestLongListIsOfOneRevision(t *testing.T) {
+	endpoint, ctl := storetest.Etcd(t)
+	s := open(t, Options{Endpoints: []string{endpoint}})
+	s.atOnce = 3
+	commit := func(x store.Txn) int64 {
+		t.Helper()
+		revision, err := s.Commit(t.Context(), x)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return revision
+	}
+	var all store.Txn
+	for i := range 10 {
+		all.Put = append(all.Put, store.Put{Key: fmt.Sprint("/p/", i)})
+	}
+	commit(all)
+	for what, meanwhile := range map[string]func(){
+		"nothing":   func() {},
+		"written":   func() { commit(all) },
+		"deleted":   func() { commit(store.Txn{Delete: []string{"/p/8"}}) },
+		"compacted": func() { ctl.Compact(commit(all)) },
+	} {
+		revision := commit(all)
+		pages := 0
+		snap, _, err := s.list(t.Context(), "/p/", func([]store.KV) {
+			if pages++; pages == 2 {
+				meanwhile()
+			}
+		})
+		wantPages := 4
+		if what == "compacted" {
+			revision, wantPages = snap.Revision, 3 // it began again, with all at once
+		}
+		if err != nil || len(snap.KVs) != 10 || pages != wantPages || snap.Revision != revision {
+			t.Errorf("%s: %d keys of revision %d, %d at first, in %d parts, %v", what, len(snap.KVs), snap.Revision, revision, pages, err)
+		}
+		for i, kv := range snap.KVs {
+			if kv.Key != fmt.Sprint("/p/", i) || kv.ModRevision != revision {
+				t.Errorf("%s: %+v", what, kv)
+			}
+		}
 	}
 }

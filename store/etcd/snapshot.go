@@ -27,9 +27,9 @@ func find(kvs []store.KV, key string) (int, bool) {
 }
 
 // merge returns a new sorted slice: old with the newest event of each key
-// applied. It copies what is between the changes and compares only to find
+// applied, and parsed. It copies what is between the changes and compares only to find
 // them, so that one change among 50,000 keys costs a memory copy.
-func merge(old []store.KV, events map[string]*mvccpb.Event) []store.KV {
+func merge(old []store.KV, events map[string]*mvccpb.Event, parsing store.Parsing) []store.KV {
 	out := make([]store.KV, 0, len(old)+len(events))
 	for _, key := range slices.Sorted(maps.Keys(events)) {
 		i, found := find(old, key)
@@ -45,9 +45,33 @@ func merge(old []store.KV, events map[string]*mvccpb.Event) []store.KV {
 		}
 		if e.Type == mvccpb.PUT {
 			out = append(out, convert(e.Kv))
+			parsing.Take(out[len(out)-1:], nil)
 		}
 	}
 	return append(out, old...)
+}
+
+// few events are cheaper to apply with amend, which moves what is behind each.
+const few = 32
+
+// amend is merge into old itself, for when nobody holds it: a new slice for
+// each change among 100,000 keys would be most of the garbage.
+func amend(old []store.KV, events map[string]*mvccpb.Event, parsing store.Parsing) []store.KV {
+	for key, e := range events {
+		i, found := find(old, key)
+		switch {
+		case found && old[i].ModRevision >= e.Kv.ModRevision: // seen already
+		case e.Type == mvccpb.PUT:
+			if !found {
+				old = slices.Insert(old, i, store.KV{})
+			}
+			old[i] = convert(e.Kv)
+			parsing.Take(old[i:i+1], nil)
+		case found:
+			old = slices.Delete(old, i, i+1)
+		}
+	}
+	return old
 }
 
 // rewritten reports whether now cannot be the future of old: it holds a write
@@ -69,7 +93,7 @@ func rewritten(old store.Snapshot, now []store.KV) bool {
 		if was.Key != kv.Key || was.CreateRevision != kv.CreateRevision {
 			return true
 		}
-		if kv.ModRevision <= old.Revision && (was.ModRevision != kv.ModRevision || !bytes.Equal(was.Value, kv.Value)) {
+		if kv.ModRevision <= old.Revision && (was.ModRevision != kv.ModRevision || was.Sum != kv.Sum || !bytes.Equal(was.Value, kv.Value)) {
 			return true
 		}
 	}

@@ -33,9 +33,12 @@ func TestMergeIsApplyingOneByOne(t *testing.T) {
 			}
 			events[key] = e
 		}
-		now := merge(kvs, events)
+		now := merge(kvs, events, store.Parsing{})
 		if !slices.EqualFunc(before, kvs, sameWrite) {
 			t.Fatal("merge wrote to the old snapshot")
+		}
+		if amended := amend(before, events, store.Parsing{}); !slices.EqualFunc(amended, now, sameWrite) {
+			t.Fatalf("merge makes %v, amend %v", now, amended)
 		}
 		kvs = now
 		var sorted []store.KV
@@ -53,7 +56,7 @@ func sameWrite(a, b store.KV) bool { return a.Key == b.Key && a.ModRevision == b
 func TestMergeDropsWhatItHasSeen(t *testing.T) {
 	old := []store.KV{{Key: "a", ModRevision: 7, CreateRevision: 5}}
 	late := map[string]*mvccpb.Event{"a": {Kv: &mvccpb.KeyValue{Key: []byte("a"), ModRevision: 6, CreateRevision: 5}}}
-	if got := merge(old, late); len(got) != 1 || got[0].ModRevision != 7 {
+	if got := merge(old, late, store.Parsing{}); len(got) != 1 || got[0].ModRevision != 7 {
 		t.Errorf("an old event won: %v", got)
 	}
 }
@@ -85,6 +88,16 @@ func TestRewrittenHistoryIsNoticed(t *testing.T) {
 	}
 }
 
+func TestAmendDropsWhatItHasSeen(t *testing.T) {
+	old := []store.KV{{Key: "a", ModRevision: 7, CreateRevision: 5}}
+	for _, kind := range []mvccpb.Event_EventType{mvccpb.PUT, mvccpb.DELETE} {
+		late := map[string]*mvccpb.Event{"a": {Type: kind, Kv: &mvccpb.KeyValue{Key: []byte("a"), ModRevision: 6, CreateRevision: 5}}}
+		if got := amend(old, late, store.Parsing{}); len(got) != 1 || got[0].ModRevision != 7 {
+			t.Errorf("an old event won: %v", got)
+		}
+	}
+}
+
 func BenchmarkMergeOneOf50000(b *testing.B) {
 	kvs := make([]store.KV, 50000)
 	for i := range kvs {
@@ -92,6 +105,6 @@ func BenchmarkMergeOneOf50000(b *testing.B) {
 	}
 	e := map[string]*mvccpb.Event{kvs[777].Key: {Kv: &mvccpb.KeyValue{Key: []byte(kvs[777].Key), ModRevision: 2}}}
 	for b.Loop() {
-		merge(kvs, e)
+		merge(kvs, e, store.Parsing{})
 	}
 }

@@ -24,11 +24,11 @@ var (
 )
 
 // Watch implements store.Store.
-func (s *Store) Watch(ctx context.Context, prefix string) iter.Seq2[store.Snapshot, error] {
+func (s *Store) Watch(ctx context.Context, prefix string, parse func(store.KV) any) iter.Seq2[store.Snapshot, error] {
 	return func(yield func(store.Snapshot, error) bool) {
 		s.users.Add(1)
 		defer s.users.Add(-1)
-		w := watch{s: s, prefix: prefix, yield: yield}
+		w := watch{s: s, prefix: prefix, parsing: store.NewParsing(parse), yield: yield}
 		pause := store.Backoff{Min: 50 * time.Millisecond, Max: 3 * time.Second}
 		said := ""
 		for {
@@ -60,9 +60,10 @@ func (s *Store) Watch(ctx context.Context, prefix string) iter.Seq2[store.Snapsh
 
 // watch is the state of one Watch over its connections.
 type watch struct {
-	s      *Store
-	prefix string
-	yield  func(store.Snapshot, error) bool
+	s       *Store
+	prefix  string
+	parsing store.Parsing
+	yield   func(store.Snapshot, error) bool
 
 	conn     *conn          // that snap came by
 	snap     store.Snapshot // the last one; zero: none
@@ -115,7 +116,7 @@ func (w *watch) follow(ctx context.Context) error {
 
 // list takes a new snapshot and yields it at once unless it says nothing new.
 func (w *watch) list(ctx context.Context) error {
-	snap, k, err := w.s.list(ctx, w.prefix)
+	snap, k, err := w.s.list(ctx, w.prefix, func(kvs []store.KV) { w.parsing.Take(kvs, w.snap.KVs) })
 	if err != nil {
 		return err
 	}
@@ -151,7 +152,11 @@ func (w *watch) show() bool {
 func (w *watch) apply(f *feed) error {
 	events, revision, err := f.take()
 	if len(events) > 0 {
-		w.snap.KVs = merge(w.snap.KVs, events)
+		if w.parsing.Reuses() && len(events) <= few {
+			w.snap.KVs = amend(w.snap.KVs, events, w.parsing)
+		} else {
+			w.snap.KVs = merge(w.snap.KVs, events, w.parsing)
+		}
 		w.snap.Revision = revision
 		w.s.advance(w.snap.Epoch, revision)
 		if !w.show() {

@@ -56,9 +56,10 @@ func New() *Store {
 }
 
 // Watch implements store.Store.
-func (s *Store) Watch(ctx context.Context, prefix string) iter.Seq2[store.Snapshot, error] {
+func (s *Store) Watch(ctx context.Context, prefix string, parse func(store.KV) any) iter.Seq2[store.Snapshot, error] {
 	return func(yield func(store.Snapshot, error) bool) {
 		var last store.Snapshot
+		parsing := store.NewParsing(parse)
 		first, failed := true, false
 		for ctx.Err() == nil {
 			now, changed, err := s.look(prefix)
@@ -69,6 +70,7 @@ func (s *Store) Watch(ctx context.Context, prefix string) iter.Seq2[store.Snapsh
 					return
 				}
 			case err == nil && (first || failed || differ(last, now)):
+				parsing.Take(now.KVs, last.KVs)
 				now.Fresh = last.Fresh
 				if first || failed || now.Epoch != last.Epoch {
 					now.Fresh = time.Now()

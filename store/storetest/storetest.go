@@ -68,6 +68,7 @@ func contract() map[string]func(*testing.T, Subject) {
 		"UpdatePrefixSharesNothing":            testUpdatePrefix,
 		"WatchYieldsPresentAndFuture":          testWatch,
 		"WatchSeesWholeTransactions":           testWatchAtomic,
+		"WatchKeepsWhatWasParsed":              testWatchParsed,
 		"WatchOfASlowConsumerConverges":        testSlowConsumer,
 		"WatchEndsWithItsContext":              testWatchEnds,
 		"SnapshotsDoNotChange":                 testImmutable,
@@ -111,11 +112,19 @@ type event struct {
 // Watch runs a Watch until the test ends.
 func Watch(t testing.TB, s store.Store, prefix string) *View {
 	t.Helper()
+	return watchParsed(t, s, prefix, nil)
+}
+
+func watchParsed(t testing.TB, s store.Store, prefix string, parse func(store.KV) any) *View {
+	t.Helper()
 	ctx, cancel := context.WithCancel(context.Background())
 	v := &View{t: t, events: make(chan event, 10000)}
 	var g sync.WaitGroup
 	g.Go(func() {
-		for snap, err := range s.Watch(ctx, prefix) {
+		for snap, err := range s.Watch(ctx, prefix, parse) {
+			if parse != nil { // it is written to when the next is asked for
+				snap.KVs = slices.Clone(snap.KVs)
+			}
 			v.events <- event{snap, err}
 		}
 	})

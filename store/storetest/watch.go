@@ -4,7 +4,9 @@ import (
 	"context"
 	"fmt"
 	"slices"
+	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -27,6 +29,44 @@ func testWatch(t *testing.T, s Subject) {
 	v.Has("a", "c")
 	must(t, s.Other, store.Txn{Put: []store.Put{{Key: dir + "a", Value: []byte("again")}}})
 	late.Until("a written again", func(s store.Snapshot) bool { return string(s.KVs[0].Value) == "again" && len(s.KVs) == 2 })
+}
+
+func testWatchParsed(t *testing.T, s Subject) {
+	must(t, s.Other, put("a", "c"))
+	var parsed atomic.Int32
+	v := watchParsed(t, s.Store, dir, func(kv store.KV) any {
+		parsed.Add(1)
+		text := strings.TrimPrefix(kv.Key, dir) + " is " + string(kv.Value)
+		return &text
+	})
+	has := func(snap store.Snapshot, key, value string) *string {
+		t.Helper()
+		for _, kv := range snap.KVs {
+			if text, _ := kv.Parsed.(*string); kv.Key == dir+key && kv.Value == nil && text != nil && *text == key+" is "+value {
+				return text
+			}
+		}
+		t.Fatalf("%s is not %q in %+v", key, value, snap)
+		return nil
+	}
+	first := v.Has("a", "c") // valid until the second
+	a, c := has(first, "a", "value of a"), has(first, "c", "value of c")
+	must(t, s.Other, store.Txn{Put: []store.Put{{Key: dir + "a", Value: []byte("1")}, {Key: dir + "b", Value: []byte("2")}}})
+	second := v.Has("a", "b", "c")
+	b := has(second, "b", "2")
+	if has(second, "a", "1") == a || has(second, "c", "value of c") != c || parsed.Load() != 4 {
+		t.Errorf("%d were parsed", parsed.Load())
+	}
+	need(t, s.Stop != nil)
+	s.Stop()
+	v.AwaitError()
+	s.Start()
+	v.Has("a", "b", "c")
+	must(t, s.Other, store.Txn{Delete: []string{dir + "a"}})
+	third := v.Has("b", "c")
+	if has(third, "b", "2") != b || has(third, "c", "value of c") != c || parsed.Load() != 4 {
+		t.Errorf("%d were parsed, after an outage without writes", parsed.Load())
+	}
 }
 
 func testWatchAtomic(t *testing.T, s Subject) {
@@ -63,7 +103,7 @@ func testSlowConsumer(t *testing.T, s Subject) {
 	defer cancel()
 	var writing sync.WaitGroup
 	count := 0
-	for snap, err := range s.Store.Watch(ctx, dir) {
+	for snap, err := range s.Store.Watch(ctx, dir, nil) {
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -94,20 +134,20 @@ func testWatchEnds(t *testing.T, s Subject) {
 	ctx, cancel := context.WithCancel(t.Context())
 	defer cancel()
 	count := 0
-	for _, err := range s.Store.Watch(ctx, dir) {
+	for _, err := range s.Store.Watch(ctx, dir, nil) {
 		if err != nil {
 			t.Errorf("the end of the context is no failure: %v", err)
 		}
 		count++
 		cancel()
 	}
-	for range s.Store.Watch(ctx, dir) {
+	for range s.Store.Watch(ctx, dir, nil) {
 		count++
 	}
 	if count != 1 {
 		t.Errorf("%d snapshots, want 1", count)
 	}
-	for range s.Store.Watch(t.Context(), dir) {
+	for range s.Store.Watch(t.Context(), dir, nil) {
 		break
 	}
 }

@@ -2,6 +2,7 @@ package e2e
 
 import (
 	"fmt"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -188,7 +189,13 @@ func TestForwardingLivesBesideADefaultDrop(t *testing.T) {
 // rules is the daemon's packet filter and settings, without counters.
 func (c *cluster) rules(h *lab.Host) string {
 	c.t.Helper()
-	out := c.sh(h, `nft -s list table inet flanneld
-		sysctl net.ipv4.ip_forward net.ipv6.conf.all.forwarding`)
-	return strings.TrimSpace(out)
+	table := c.sh(h, "nft -s list table inet flanneld || true") // it may have been flushed
+	// Chains stand in the order in which they were made, which means nothing.
+	blocks := strings.Split(strings.TrimPrefix(table, "table inet flanneld {\n"), "\n\n")
+	for i := range blocks {
+		blocks[i] = strings.Trim(blocks[i], "}\n\t ")
+	}
+	slices.Sort(blocks)
+	blocks = append(blocks, c.sh(h, "sysctl net.ipv4.ip_forward net.ipv6.conf.all.forwarding"))
+	return strings.Join(blocks, "\n\n")
 }
