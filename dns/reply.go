@@ -22,6 +22,9 @@ func (r *responder) refuse(rcode, size int) []byte {
 // answer says what the zone said.
 func (r *responder) answer(z Zone, a zone.Answer, size int) []byte {
 	rcode := rcodeNoError
+	if a.Unknown {
+		return r.refuse(rcodeServFail, size)
+	}
 	if a.NameError {
 		rcode = rcodeNXDomain
 	}

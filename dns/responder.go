@@ -129,7 +129,7 @@ func (r *responder) lookup(z Zone) (zone.Answer, bool) {
 		return z.Lookup(r.q.name, r.q.qtype)
 	}
 	a, ok := z.Lookup(r.q.name, typeHINFO)
-	if ok && len(a.Sets) == 0 && !a.NameError {
+	if ok && len(a.Sets) == 0 && !a.NameError && !a.Unknown {
 		a.Sets = []zone.Set{{Type: typeHINFO, Data: hinfo}}
 	}
 	return a, ok

@@ -7,12 +7,12 @@ import (
 )
 
 const (
-	exchangeTime = 4 * time.Second        // of one question with all upstreams
-	goneTime     = time.Second            // the same while none answers probes
-	retransmit   = 500 * time.Millisecond // until an upstream is asked again; doubles
-	rounds       = 4                      // how often each is asked
-	lastChance   = time.Second            // for the others once one said that it cannot
-	flightLimit  = 1000                   // exchanges under way
+	exchangeTime = 2800 * time.Millisecond // of one question with all upstreams
+	goneTime     = time.Second             // the same while none answers probes
+	retransmit   = 500 * time.Millisecond  // until an upstream is asked again; doubles
+	rounds       = 4                       // how often each is asked
+	lastChance   = time.Second             // for the others once one said that it cannot
+	flightLimit  = 1000                    // exchanges under way
 )
 
 var (

@@ -61,7 +61,7 @@ func (b *Builder) done(old *Zone, w *work) (*Zone, *work) {
 	s, o := &w.z.state, &old.state
 	w.z.serial = old.serial
 	switch {
-	case w.changed || !slices.Equal(s.Networks, o.Networks) || s.TTL != o.TTL || !slices.Equal(s.Nameservers, o.Nameservers):
+	case w.changed || !slices.Equal(s.Networks, o.Networks) || s.TTL != o.TTL || s.Partial != o.Partial || !slices.Equal(s.Nameservers, o.Nameservers):
 		w.z.serial++
 		w.z.describe()
 	case !w.moved && maps.Equal(s.Dead, o.Dead):

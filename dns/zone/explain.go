@@ -16,7 +16,7 @@ type Explanation struct {
 	Type string `json:"type"`
 	// Zone of ours that the name is in; "" if it is asked upstream.
 	Zone       string   `json:"zone,omitempty"`
-	Rcode      string   `json:"rcode,omitempty"` // NOERROR or NXDOMAIN; "" without Zone
+	Rcode      string   `json:"rcode,omitempty"` // NOERROR, NXDOMAIN or SERVFAIL; "" without Zone
 	Answers    []Record `json:"answers"`
 	Additional []Record `json:"additional,omitempty"`
 	// LeftOut are records that the name would have, and why it has not.
@@ -66,6 +66,9 @@ func (z *Zone) Explain(name string, qtype uint16) Explanation {
 	x.Answers = e.records(a.Sets)
 	x.Additional = e.records(a.Extra)
 	switch {
+	case a.Unknown:
+		x.Rcode = "SERVFAIL"
+		e.note("etcd could not be asked since flanneld was started: whether the name exists is not known")
 	case a.NameError:
 		x.Rcode = "NXDOMAIN"
 		e.others(wire)

@@ -37,7 +37,7 @@ func (z *Zone) Lookup(name []byte, qtype uint16) (a Answer, ours bool) {
 	}
 	a.Apex = p.apex
 	if p.kind == nothing {
-		a.NameError = true
+		a.Unknown, a.NameError = z.state.Partial, !z.state.Partial
 		return a, true
 	}
 	if qtype == typeANY {
@@ -46,6 +46,18 @@ func (z *Zone) Lookup(name []byte, qtype uint16) (a Answer, ours bool) {
 	}
 	a.Sets, a.Extra = z.answer(&p, qtype)
 	return a, true
+}
+
+// short returns a last label that only abbreviated names of ours have, such as
+// frontend.default.svc: resolvers ask for them as they stand, too, and no
+// stranger is to hear of them or to answer. Nothing is below. nil: any other.
+func short(last []byte) []byte {
+	for _, l := range [...]string{"\x03svc\x00", "\x03pod\x00", "\x07default\x00"} {
+		if string(last) == l {
+			return []byte(l)
+		}
+	}
+	return nil
 }
 
 // kind is what stands at a name.
@@ -87,6 +99,12 @@ func (z *Zone) find(name []byte) (p place, ours bool) {
 	if rel := n - z.labels; rel >= 0 && bytes.Equal(name[at[rel]:], z.apex) {
 		p.apex = z.apex
 		z.findNamed(&p, name, at[:rel])
+		return p, true
+	}
+	if apex := short(name[at[max(n-1, 0)]:]); n > 0 && apex != nil {
+		if p.apex = apex; n == 1 {
+			p.kind = between
+		}
 		return p, true
 	}
 	r, ours := reverse(z.nets, name, at[:n])

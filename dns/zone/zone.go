@@ -29,6 +29,8 @@ type State struct {
 	Endpoints []*endpoint.Endpoint
 	Services  []*service.Service
 	Names     []*Name
+	// Partial: some of these could not be had yet. What is not found may exist.
+	Partial bool
 	// Dead says of hosts why their endpoints are no answers, in words that do
 	// not change by the second: "host3 has not been seen since 12:00:00".
 	Dead map[string]string
@@ -51,6 +53,8 @@ type Answer struct {
 	// the SOA record that belongs in the authority section if Sets is empty. It
 	// may be a part of the question's name.
 	Apex []byte
+	// Unknown: whether the name exists cannot be told yet (see State.Partial).
+	Unknown bool
 	// NameError: the name does not exist (NXDOMAIN), nor does any below it.
 	NameError bool
 	Sets      []Set // the answer section; empty: no data

@@ -83,7 +83,7 @@ func checkArgs(fs *flag.FlagSet, err error, given, least int, stdout, stderr io.
 	case err != nil:
 		return usageErr(stderr, fs, err), true
 	case given < least:
-		return usageErr(stderr, fs, fmt.Errorf("%d operands given, %d needed", given, least)), true
+		return usageErr(stderr, fs, fmt.Errorf("%s needed after the command's name, %d given", count(least, "argument"), given)), true
 	}
 	return 0, false
 }

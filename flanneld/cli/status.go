@@ -107,7 +107,7 @@ func printStatus(w io.Writer, s api.Status, now time.Time) {
 	}
 	for i, n := range s.Notices {
 		if i == 0 {
-			fmt.Fprintln(w, "\nset on this host")
+			fmt.Fprintln(w, "\nnotes: what was set on this host, and what was left out")
 		}
 		fmt.Fprintf(w, "  %s\n", n)
 	}

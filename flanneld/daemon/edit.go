@@ -20,6 +20,9 @@ var _ server.Names = (*names)(nil)
 // Services implements server.Names.
 func (n *names) Services(context.Context) ([]server.ServiceState, error) {
 	show := n.shown.Load()
+	if show.state.Partial {
+		return nil, errUnheard()
+	}
 	out := make([]server.ServiceState, len(show.state.Services))
 	for i, svc := range show.state.Services {
 		out[i].Service = svc
@@ -32,7 +35,16 @@ func (n *names) Services(context.Context) ([]server.ServiceState, error) {
 
 // AddedNames implements server.Names.
 func (n *names) AddedNames(context.Context) ([]*zone.Name, error) {
-	return n.shown.Load().state.Names, nil
+	s := n.shown.Load().state
+	if s.Partial {
+		return nil, errUnheard()
+	}
+	return s.Names, nil
+}
+
+// errUnheard: this daemon has not seen etcd since it was started.
+func errUnheard() error {
+	return api.Unavailable("etcd could not be asked since flanneld was started, so that nothing is known: flanneld status tells why")
 }
 
 // EditService implements server.Names.

@@ -65,6 +65,7 @@ type names struct {
 	trouble    error // of publishing
 	zones      zone.Builder
 	heardOf    heardOf
+	had        heardOf // the same, without trouble
 
 	shown atomic.Pointer[shown] // for others' goroutines; never nil
 }
@@ -214,12 +215,12 @@ func (n *names) serve(ctx context.Context) error {
 		case t := <-n.services:
 			n.heardOf.services = true
 			if n.storeErr = t.err; t.err == nil {
-				n.service = t.records
+				n.service, n.had.services = t.records, true
 			}
 		case t := <-n.added:
 			n.heardOf.names = true
 			if n.storeErr = t.err; t.err == nil {
-				n.name = t.records
+				n.name, n.had.names = t.records, true
 			}
 		case n.trouble = <-n.publishing:
 			if n.trouble != nil {
@@ -274,7 +275,7 @@ func (n *names) hear(t told[endpoint.Endpoint], now time.Time) {
 	if n.all.Epoch != 0 && n.all.Epoch != t.records.Epoch {
 		n.kept, n.grace = n.all.Values, now.Add(subnet.EpochGrace)
 	}
-	n.all = t.records
+	n.all, n.had.endpoints = t.records, true
 	n.others.put(t.records)
 }
 
@@ -295,6 +296,7 @@ func (n *names) answer(now time.Time) (next time.Time) {
 			Networks: slices.Concat(n.ground.pods, n.ground.services), Nameservers: at,
 			Local: n.ground.self.Name, PreferLocal: n.cfg.DNS.PreferLocal,
 			Endpoints: endpoints, Services: n.service.Values, Names: n.name.Values, Dead: n.dead,
+			Partial: !n.had.endpoints || !n.had.services || !n.had.names,
 		},
 	}
 	if len(n.ground.own) > 0 && n.heardOf == (heardOf{true, true, true, true}) {

@@ -95,7 +95,7 @@ func (n *network) resolvers() error {
 	want := subnet.DNSEnv{
 		Servers: cluster, Domain: n.cfg.DNS.Domain,
 		Search:  subnet.PodSearch(n.cfg.DNS.Domain, endpoint.DefaultNetwork, ""),
-		Options: []string{"timeout:3", "attempts:3"},
+		Options: []string{"ndots:2", "timeout:3", "attempts:3"},
 	}
 	if len(cluster) == 0 {
 		want.Servers = answersAt(n.lease.Subnets, nil)
