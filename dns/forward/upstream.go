@@ -15,7 +15,8 @@ const (
 	maxHedge  = 250 * time.Millisecond
 	doubts    = 3                       // failures in a row until an upstream is asked last, and probed
 	probeTime = 900 * time.Millisecond  // for the reply to a probe
-	probeRest = time.Second             // between two
+	probeRest = time.Second             // between two while questions fail
+	probeLate = 10 * time.Second        // the most between two while nobody asks
 	plainTime = int64(10 * time.Minute) // without EDNS, for who does not know it
 )
 
@@ -229,7 +230,8 @@ func (f *Forwarder) judge() {
 	f.gone.Store(gone)
 }
 
-// probeDown probes doubted upstreams until they answer.
+// probeDown probes doubted upstreams until they answer: every second while
+// somebody's questions fail, else less and less often.
 func (f *Forwarder) probeDown(ctx context.Context) {
 	for {
 		select {
@@ -237,15 +239,31 @@ func (f *Forwarder) probeDown(ctx context.Context) {
 			return
 		case <-f.down:
 		}
-		for f.probe(ctx) {
-			t := time.NewTimer(probeRest)
+		for rest := probeRest; f.probe(ctx); rest = min(2*rest, probeLate) {
+			if !sleep(ctx, probeRest) {
+				return
+			}
+			idle := time.NewTimer(rest - probeRest)
 			select {
 			case <-ctx.Done():
-				t.Stop()
-				return
-			case <-t.C:
+			case <-f.down:
+				rest = probeRest
+			case <-idle.C:
 			}
+			idle.Stop()
 		}
+	}
+}
+
+// sleep waits; false: ctx ended first.
+func sleep(ctx context.Context, d time.Duration) bool {
+	t := time.NewTimer(d)
+	defer t.Stop()
+	select {
+	case <-ctx.Done():
+		return false
+	case <-t.C:
+		return true
 	}
 }
 

@@ -114,7 +114,7 @@ func (d *daemon) routes() int {
 
 // idle measures a small cluster that has nothing to do.
 func (b *bench) idle(ctx context.Context) error {
-	const watched = 30 * time.Second
+	const watched = time.Minute // each peer is looked at at least once
 	for _, p := range b.programs() {
 		stop, err := b.etcd(ctx)
 		if err != nil {
