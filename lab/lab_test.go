@@ -9,10 +9,14 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"runtime"
 	"slices"
+	"strconv"
 	"strings"
 	"testing"
 	"time"
+
+	"github.com/flanneld/flanneld/kernel/netns/netnstest"
 )
 
 // TestMain lets the test binary play the program that makes a lab and is
@@ -20,6 +24,9 @@ import (
 func TestMain(m *testing.M) {
 	if name := os.Getenv("LAB_TEST_CREATOR"); name != "" {
 		os.Exit(creator(name))
+	}
+	if name := os.Getenv("LAB_TEST_BRIEFLY"); name != "" {
+		os.Exit(briefly(name))
 	}
 	os.Exit(m.Run())
 }
@@ -396,4 +403,33 @@ func TestUnderlayHasItsMTU(t *testing.T) {
 	if got := output(t, h1.Command(t.Context(), "cat", "/sys/class/net/eth0/mtu")); got != "9000" {
 		t.Errorf("MTU %s", got)
 	}
+}
+
+// A lab may be made in a mount namespace that is not the machine's first (in a
+// container, in a service with private mounts), whatever processor it is from.
+func TestLabIsMadeInAnyMountNamespace(t *testing.T) {
+	netnstest.NeedRoot(t)
+	for outer := range runtime.NumCPU() {
+		for inner := range runtime.NumCPU() {
+			cmd := exec.Command("taskset", "-c", strconv.Itoa(outer), "unshare", "-m", "--propagation", "private",
+				"taskset", "-c", strconv.Itoa(inner), os.Args[0])
+			cmd.Env = append(os.Environ(), "LAB_TEST_BRIEFLY="+fmt.Sprintf("t%d", rand.IntN(1e9)))
+			if out, err := cmd.CombinedOutput(); err != nil {
+				t.Errorf("from processor %d on %d: %v: %s", outer, inner, err, out)
+			}
+		}
+	}
+}
+
+// briefly makes a lab and takes it down.
+func briefly(name string) int {
+	l, err := Up(context.Background(), Options{Name: name, Hosts: 2})
+	if err == nil {
+		err = l.Down(context.Background())
+	}
+	if err != nil {
+		fmt.Println(err)
+		return 1
+	}
+	return 0
 }

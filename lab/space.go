@@ -120,7 +120,33 @@ func onThread(f func() error) error {
 // makeSpace makes the namespaces of a host and the files that keep them in
 // dir, which must be on a mount that does not propagate.
 func makeSpace(dir, hostname string) error {
+	err := makeSpaceOn(nil, dir, hostname)
+	if !errors.Is(err, unix.EINVAL) {
+		return err
+	}
+	// A mount namespace can be kept only in one that is older. Linux 6.18 takes
+	// the one with the smaller number for the older, and gives the processors
+	// ranges of numbers of their own: another one's may be higher.
+	var one unix.CPUSet
+	for cpu := range len(one) * 64 {
+		one.Zero()
+		one.Set(cpu)
+		// For one that is not there it is EINVAL too.
+		if again := makeSpaceOn(&one, dir, hostname); !errors.Is(again, unix.EINVAL) {
+			return again
+		}
+	}
+	return err
+}
+
+// makeSpaceOn is makeSpace once, on one processor (nil: any).
+func makeSpaceOn(cpu *unix.CPUSet, dir, hostname string) error {
 	return onThread(func() error {
+		if cpu != nil { // the thread ends with it
+			if err := unix.SchedSetaffinity(0, cpu); err != nil {
+				return fmt.Errorf("choose a processor: %w", err)
+			}
+		}
 		// From a thread of its own: a mount made after the unshare would be
 		// seen inside only.
 		threadNS := fmt.Sprintf("/proc/%d/task/%d/ns/", unix.Getpid(), unix.Gettid())
@@ -131,7 +157,7 @@ func makeSpace(dir, hostname string) error {
 			return fmt.Errorf("furnish %s: %w", hostname, err)
 		}
 		return onCleanThread(func() error {
-			for _, kind := range []string{"net", "mnt", "uts"} {
+			for _, kind := range []string{"mnt", "net", "uts"} { // first what may fail
 				file := filepath.Join(dir, kind)
 				if err := os.WriteFile(file, nil, 0o600); err != nil {
 					return err
