@@ -15,7 +15,7 @@ import (
 
 const (
 	settle   = 100 * time.Millisecond // after a change of resolv.conf, so that it is read when it is whole
-	lookLate = 10 * time.Second       // it is read anyway, should no change be told
+	lookLate = 30 * time.Second       // it is read anyway, should no change be told
 	maxServe = 8                      // servers of a resolv.conf that are used; glibc uses 3
 	maxLinks = 16                     // symbolic links that are followed
 )

@@ -27,7 +27,7 @@ type timing struct {
 	verify time.Duration // compare a watched prefix with the store so often
 }
 
-var defaultTiming = timing{call: 5 * time.Second, probe: 2 * time.Second, quiet: 3 * time.Second, verify: 10 * time.Minute}
+var defaultTiming = timing{call: 5 * time.Second, probe: 2 * time.Second, quiet: 5 * time.Second, verify: 10 * time.Minute}
 
 // strikes is how many requests in a row must go unanswered, with nothing
 // else heard, before a connection counts as dead.
