@@ -1,10 +1,8 @@
 package subnet
 
 import (
-	"bytes"
 	"errors"
 	"fmt"
-	"io"
 	"net/netip"
 	"os"
 	"path/filepath"
@@ -75,43 +73,13 @@ func WriteDNSEnv(path string, e DNSEnv) error {
 
 // ReadDNSEnv reads a file written by WriteDNSEnv. Without a file the error is
 // fs.ErrNotExist.
-func ReadDNSEnv(path string) (DNSEnv, error) {
-	f, err := os.Open(path)
-	if err != nil {
-		return DNSEnv{}, fmt.Errorf("read DNS file: %w", err)
-	}
-	defer f.Close()
-	b, err := io.ReadAll(io.LimitReader(f, maxEnvSize+1))
-	if err != nil {
-		return DNSEnv{}, fmt.Errorf("read DNS file: %w", err)
-	}
-	e, err := ParseDNSEnv(b)
-	if err != nil {
-		return DNSEnv{}, fmt.Errorf("DNS file %s: %w", path, err)
-	}
-	return e, nil
-}
+func ReadDNSEnv(path string) (DNSEnv, error) { return readVars(path, "DNS file", ParseDNSEnv) }
 
 // ParseDNSEnv reads the content of a DNS file, as tolerantly as ParseEnv.
 func ParseDNSEnv(b []byte) (DNSEnv, error) {
 	var e DNSEnv
-	if len(b) > maxEnvSize {
-		return e, fmt.Errorf("must be at most %d bytes", maxEnvSize)
-	}
-	n := 0
-	for line := range bytes.Lines(b) {
-		n++
-		s := strings.TrimSpace(string(line))
-		if s == "" || s[0] == '#' {
-			continue
-		}
-		name, value, ok := strings.Cut(strings.TrimPrefix(s, "export "), "=")
-		if !ok {
-			return DNSEnv{}, fmt.Errorf("line %d: %q: must be NAME=VALUE", n, clip([]byte(s)))
-		}
-		if err := e.set(strings.TrimSpace(name), unquote(value)); err != nil {
-			return DNSEnv{}, fmt.Errorf("line %d: %s: %w", n, clip([]byte(s)), err)
-		}
+	if err := parseVars(b, e.set); err != nil {
+		return DNSEnv{}, err
 	}
 	return e, nil
 }

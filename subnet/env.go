@@ -92,46 +92,16 @@ func writeTemp(path string, content []byte, mode os.FileMode) (name string, err 
 
 // ReadEnv reads a file written by WriteEnv or by flannel. Without a file the
 // error is fs.ErrNotExist.
-func ReadEnv(path string) (Env, error) {
-	f, err := os.Open(path)
-	if err != nil {
-		return Env{}, fmt.Errorf("read subnet file: %w", err)
-	}
-	defer f.Close()
-	b, err := io.ReadAll(io.LimitReader(f, maxEnvSize+1))
-	if err != nil {
-		return Env{}, fmt.Errorf("read subnet file: %w", err)
-	}
-	e, err := ParseEnv(b)
-	if err != nil {
-		return Env{}, fmt.Errorf("subnet file %s: %w", path, err)
-	}
-	return e, nil
-}
+func ReadEnv(path string) (Env, error) { return readVars(path, "subnet file", ParseEnv) }
 
 // ParseEnv reads the content of a subnet file. Comments, empty lines, quotes,
 // a leading "export" and unknown names are accepted; an error names the line.
 // Whether what was found suffices is for the caller to judge.
 func ParseEnv(b []byte) (Env, error) {
 	var e Env
-	if len(b) > maxEnvSize {
-		return e, fmt.Errorf("must be at most %d bytes", maxEnvSize)
-	}
 	var networks, subnets [2]netip.Prefix // by family
-	n := 0
-	for line := range bytes.Lines(b) {
-		n++
-		s := strings.TrimSpace(string(line))
-		if s == "" || s[0] == '#' {
-			continue
-		}
-		name, value, ok := strings.Cut(strings.TrimPrefix(s, "export "), "=")
-		if !ok {
-			return Env{}, fmt.Errorf("line %d: %q: must be NAME=VALUE", n, clip([]byte(s)))
-		}
-		value = unquote(value)
-		var err error
-		switch strings.TrimSpace(name) {
+	err := parseVars(b, func(name, value string) (err error) {
+		switch name {
 		case "FLANNEL_NETWORK":
 			networks[0], err = envPrefix(value, false)
 		case "FLANNEL_SUBNET":
@@ -150,12 +120,55 @@ func ParseEnv(b []byte) (Env, error) {
 				err = errors.New("must be true or false")
 			}
 		}
-		if err != nil {
-			return Env{}, fmt.Errorf("line %d: %s: %w", n, clip([]byte(s)), err)
-		}
+		return err
+	})
+	if err != nil {
+		return Env{}, err
 	}
 	e.Networks, e.Subnets = present(networks), present(subnets)
 	return e, nil
+}
+
+// readVars reads a file of variables; what is how errors call it.
+func readVars[T any](path, what string, parse func([]byte) (T, error)) (T, error) {
+	var none T
+	f, err := os.Open(path)
+	if err != nil {
+		return none, fmt.Errorf("read %s: %w", what, err)
+	}
+	defer f.Close()
+	b, err := io.ReadAll(io.LimitReader(f, maxEnvSize+1))
+	if err != nil {
+		return none, fmt.Errorf("read %s: %w", what, err)
+	}
+	v, err := parse(b)
+	if err != nil {
+		return none, fmt.Errorf("%s %s: %w", what, path, err)
+	}
+	return v, nil
+}
+
+// parseVars calls set for each line NAME=VALUE.
+func parseVars(b []byte, set func(name, value string) error) error {
+	if len(b) > maxEnvSize {
+		return fmt.Errorf("must be at most %d bytes", maxEnvSize)
+	}
+	n := 0
+	for line := range bytes.Lines(b) {
+		n++
+		s := strings.TrimSpace(string(line))
+		if s == "" || s[0] == '#' {
+			continue
+		}
+		name, value, ok := strings.Cut(strings.TrimPrefix(s, "export "), "=")
+		if !ok {
+			return fmt.Errorf("line %d: %q: must be NAME=VALUE", n, clip([]byte(s)))
+		}
+		if err := set(strings.TrimSpace(name), unquote(value)); err != nil {
+			return fmt.Errorf("line %d: %s: %w", n, clip([]byte(s)), err)
+		}
+	}
+	return nil
 }
 
 func unquote(s string) string {
