@@ -24,6 +24,7 @@ list() {
 		ovs-vswitchd|openvswitch-switch|test|a GRE peer that is no Linux tunnel
 		tcpdump|tcpdump|test|what is on the wire
 		dig|dnsutils|test|names
+		curl|curl|test|health checks and metrics, as documented
 		musl-gcc|musl-tools|test|the resolver of containers that have musl
 		dnsperf|dnsperf|test|asks name servers as fast as they answer, for make bench
 		static:busybox|busybox-static|test|container images are made from it, no registry is needed

@@ -162,8 +162,5 @@ func (n *names) status() *api.DNS {
 			d.Upstreams = append(d.Upstreams, api.Upstream{Addr: u.Addr, Healthy: !u.Down})
 		}
 	}
-	if why := n.out.Trouble(); why != "" {
-		d.Problems = append(d.Problems, why)
-	}
 	return d
 }

@@ -60,6 +60,12 @@ func (n *network) status(now time.Time) api.Status {
 	if s.DNS = n.names.status(); n.lease == nil {
 		s.DNS = nil
 	}
+	// Nobody's fault on a host that has no world outside, and not the network's.
+	if s.DNS != nil {
+		if why := n.names.out.Trouble(); why != "" {
+			s.Notices = append(s.Notices, why)
+		}
+	}
 	n.judge(&s, now)
 	return s
 }
@@ -108,7 +114,7 @@ func (n *network) peerStatus(p *subnet.Lease, known time.Time) api.Peer {
 
 // mostSkipped is how many records that were skipped are told one by one: all
 // of a broken script's would hide what else is wrong.
-const mostSkipped = 10
+const mostSkipped = 50
 
 // judge sets the verdict and the reasons for it.
 func (n *network) judge(s *api.Status, now time.Time) {
