@@ -180,7 +180,7 @@ func TestVerdictSaysWhy(t *testing.T) {
 		"kernel differs": {func(n *network) { n.syncErr = errors.New("no buffer") }, api.Down, "no buffer"},
 		"etcd away":      {func(n *network) { n.storeErr, n.storeTurn = errors.New("refused"), now.Add(-3*time.Second) }, api.Degraded, "etcd is out of reach since 3s, traffic goes on: refused"},
 		"a bad record":   {func(n *network) { n.view.Problems = []error{errors.New("subnets/x: bad")} }, api.Degraded, "skipped subnets/x: bad"},
-		"5,000 bad ones": {func(n *network) { n.view.Problems = make([]error, 5000) }, api.Degraded, "skipped 4990 more records"},
+		"5,000 bad ones": {func(n *network) { n.view.Problems = make([]error, 5000) }, api.Degraded, "skipped 4950 more records"},
 		"a bad peer":     {func(n *network) { n.unserved["k"] = "lease k: bad MAC" }, api.Degraded, "lease k: bad MAC"},
 		"lease trouble":  {func(n *network) { n.keepErr = errors.New("renew: timeout") }, api.Degraded, "lease: renew: timeout"},
 		"bad new config": {func(n *network) { n.view.ConfigErr = errors.New("field X") }, api.Degraded, "the former one stays: field X"},
