@@ -183,12 +183,7 @@ func (r *forgetting) remove(ctx context.Context, gone []*Endpoint) error {
 }
 
 func (r *forgetting) tell(err error) {
-	text := ""
-	if err != nil {
-		text = err.Error()
-	}
-	if text != r.told && r.Report != nil {
+	if store.Turned(&r.told, err) && r.Report != nil {
 		r.Report(err)
 	}
-	r.told = text
 }

@@ -292,12 +292,7 @@ func (r *publishing) commit(ctx context.Context, writes []change) error {
 }
 
 func (r *publishing) tell(err error) {
-	text := ""
-	if err != nil {
-		text = err.Error()
-	}
-	if text != r.told && r.Report != nil {
+	if store.Turned(&r.told, err) && r.Report != nil {
 		r.Report(err)
 	}
-	r.told = text
 }

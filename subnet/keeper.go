@@ -329,14 +329,9 @@ func (r *keeping) confirm(ctx context.Context, kv store.KV) error {
 // report tells what is in the way when that changes.
 func (r *keeping) report() {
 	err := errors.Join(r.leaseNote, r.hostNote, r.announcer.aliased(r.self))
-	text := ""
-	if err != nil {
-		text = err.Error()
-	}
-	if r.Report != nil && text != r.reported {
+	if store.Turned(&r.reported, err) && r.Report != nil {
 		r.Report(err)
 	}
-	r.reported = text
 }
 
 // leave ends the host's session, so that the others know at once, and leaves

@@ -129,6 +129,27 @@ func (o *output) Set(s string) error {
 	return nil
 }
 
+// list is a command that takes no operands and prints what ask returns, as a
+// table or, wrapped, as JSON.
+func list[T any](ctx context.Context, fs *flag.FlagSet, args []string, stdout, stderr io.Writer,
+	ask func(context.Context) ([]T, error), table func(io.Writer, []T), wrapped func([]T) any,
+) int {
+	format := outputFlag(fs)
+	if code, done := parse(fs, args, stdout, stderr); done {
+		return code
+	}
+	all, err := ask(ctx)
+	if err != nil {
+		return refused(stderr, err)
+	}
+	if *format == "json" {
+		printJSON(stdout, wrapped(all))
+		return exitOK
+	}
+	table(stdout, all)
+	return exitOK
+}
+
 func outputFlag(fs *flag.FlagSet) *output {
 	o := output("text")
 	fs.Var(&o, "o", "output `FORMAT`: text or json")

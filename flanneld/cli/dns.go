@@ -109,20 +109,7 @@ func nameChanged(stdout, stderr io.Writer, ch api.Change, err error) int {
 func dnsList(ctx context.Context, c *api.Client, args []string, stdout, stderr io.Writer) int {
 	fs := newFlags("dns list", "[-o json]", "List the names that were added by hand. Containers and services have theirs besides.",
 		"flanneld dns list", "flanneld dns list -o json")
-	format := outputFlag(fs)
-	if code, done := parse(fs, args, stdout, stderr); done {
-		return code
-	}
-	all, err := c.Names(ctx)
-	if err != nil {
-		return refused(stderr, err)
-	}
-	if *format == "json" {
-		printJSON(stdout, api.NameList{Names: all})
-		return exitOK
-	}
-	printNames(stdout, all)
-	return exitOK
+	return list(ctx, fs, args, stdout, stderr, c.Names, printNames, func(all []api.Name) any { return api.NameList{Names: all} })
 }
 
 // printNames is the table that people read; the golden file shows it.

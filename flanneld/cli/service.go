@@ -171,20 +171,7 @@ func addLabels(m *map[string]string, text string) error {
 func serviceList(ctx context.Context, c *api.Client, args []string, stdout, stderr io.Writer) int {
 	fs := newFlags("service list", "[-o json]", "List the services, and how many containers and addresses each stands for now.",
 		"flanneld service list", "flanneld service list -o json")
-	format := outputFlag(fs)
-	if code, done := parse(fs, args, stdout, stderr); done {
-		return code
-	}
-	all, err := c.Services(ctx)
-	if err != nil {
-		return refused(stderr, err)
-	}
-	if *format == "json" {
-		printJSON(stdout, api.ServiceList{Services: all})
-		return exitOK
-	}
-	printServices(stdout, all)
-	return exitOK
+	return list(ctx, fs, args, stdout, stderr, c.Services, printServices, func(all []api.Service) any { return api.ServiceList{Services: all} })
 }
 
 // printServices is the table that people read; the golden file shows it.

@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"slices"
 	"strings"
+	"sync"
 	"time"
 
 	"github.com/flanneld/flanneld/endpoint"
@@ -45,13 +46,20 @@ func (n *names) isFormer(e *endpoint.Endpoint) bool {
 // certain that they do not.
 func (n *names) forget(now time.Time) {
 	var stale []*endpoint.Endpoint
+	held := sync.OnceValue(func() map[string]bool {
+		identities := make(map[string]bool, len(n.ground.leases))
+		for _, l := range n.ground.leases {
+			identities[l.Identity] = true
+		}
+		return identities
+	})
 	if !n.ground.fresh.IsZero() && now.After(n.grace) && n.storeErr == nil {
 		self := n.ground.self
 		stale = endpoint.Stale(n.all.Values, func(host, identity string) bool {
 			if identity == self.Identity { // under a former name of this host nobody else removes them
 				return host == self.Name
 			}
-			return n.ground.held[identity]
+			return held()[identity]
 		})
 	}
 	if len(stale)+n.forgetting > 0 {

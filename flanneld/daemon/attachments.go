@@ -12,6 +12,7 @@ import (
 	"github.com/flanneld/flanneld/kernel/link"
 	"github.com/flanneld/flanneld/kernel/nft"
 	"github.com/flanneld/flanneld/kernel/rules"
+	"github.com/flanneld/flanneld/store"
 )
 
 // attachments keeps what the CNI plugins made on this host as the records tell:
@@ -75,24 +76,12 @@ func (a *attachments) trouble() error {
 func (a *attachments) beat() {
 	a.err = a.repair()
 	switch {
-	case !turned(&a.logged, a.err):
+	case !store.Turned(&a.logged, a.err):
 	case a.err != nil:
 		a.log.Error("containers not served as they should be, trying again", "error", a.err)
 	default:
 		a.log.Info("containers served as they should be again")
 	}
-}
-
-// turned reports whether an error began, changed or ended since the last call,
-// which left in was how it read.
-func turned(was *string, err error) bool {
-	now := ""
-	if err != nil {
-		now = err.Error()
-	}
-	changed := now != *was
-	*was = now
-	return changed
 }
 
 func (a *attachments) repair() error {

@@ -95,7 +95,7 @@ type ground struct {
 	cluster  []netip.Addr   // the cluster's DNS addresses
 	hosts    map[string]subnet.Host
 	lives    map[string]bool // identities of hosts
-	held     map[string]bool // identities of holders of leases
+	leases   []*subnet.Lease
 	// fresh is when hosts was listed without a break since; zero while etcd is
 	// out of reach: nobody counts as dead then who lived before.
 	fresh time.Time

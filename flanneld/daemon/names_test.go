@@ -66,7 +66,7 @@ func TestEndpointsOfAnEarlierLifeOfTheirHostDoNotCount(t *testing.T) {
 
 func TestEndpointsUnderAFormerNameOfTheirHostGo(t *testing.T) {
 	n := testNames(t)
-	n.ground.held = map[string]bool{"id2": true}
+	n.ground.leases = []*subnet.Lease{{Identity: "id2"}}
 	n.all.Values = []*endpoint.Endpoint{
 		at("former1", "id1", "mine", "10.1.1.2"),
 		at("former2", "id2", "web", "10.1.2.3"),

@@ -13,6 +13,7 @@ import (
 	"github.com/flanneld/flanneld/flanneld/api"
 	"github.com/flanneld/flanneld/flanneld/config"
 	"github.com/flanneld/flanneld/kernel/link"
+	"github.com/flanneld/flanneld/store"
 	"github.com/flanneld/flanneld/subnet"
 )
 
@@ -381,7 +382,7 @@ func (n *network) sayWait() {
 // trouble logs an error when it begins, changes and ends.
 func (n *network) trouble(err error) {
 	switch {
-	case !turned(&n.lastTrouble, err):
+	case !store.Turned(&n.lastTrouble, err):
 	case err != nil:
 		n.log.Error("network not as it should be, trying again", "error", err)
 	default:

@@ -46,13 +46,10 @@ func (n *network) tellNames() {
 	n.toldTurn = n.turn
 	g := ground{
 		self: n.self, own: n.lease.Subnets, pods: networks(n.opened), services: n.services(), cluster: n.clusterDNS(),
-		hosts: n.view.Hosts, lives: map[string]bool{}, held: map[string]bool{},
+		hosts: n.view.Hosts, lives: map[string]bool{}, leases: n.view.Leases,
 	}
 	for _, h := range n.view.Hosts {
 		g.lives[h.Identity] = true
-	}
-	for _, l := range n.view.Leases {
-		g.held[l.Identity] = true
 	}
 	if n.storeErr == nil {
 		g.fresh = n.view.Fresh
