@@ -34,8 +34,9 @@ type Endpoint struct {
 	// What the engine gave and cannot be a label is not here.
 	Names  []string          `json:",omitempty"`
 	Labels map[string]string `json:",omitempty"`
-	// Unhealthy says why it must not be an answer; "" if it may.
-	Unhealthy string `json:",omitempty"`
+	// Unhealthy says of services, by name, why it must not be an answer for
+	// them. Its own names are not answered while there is any.
+	Unhealthy map[string]string `json:",omitempty"`
 
 	revision int64 // of the key, if it was read from the store
 }
@@ -77,7 +78,7 @@ func (e *Endpoint) Equal(o *Endpoint) bool {
 	return e.Tenant == o.Tenant && e.Network == o.Network && e.ID == o.ID &&
 		e.Host == o.Host && e.Identity == o.Identity && e.Container == o.Container && e.IfName == o.IfName &&
 		slices.Equal(e.Addresses, o.Addresses) && e.MAC == o.MAC && e.Namespace == o.Namespace &&
-		slices.Equal(e.Names, o.Names) && maps.Equal(e.Labels, o.Labels) && e.Unhealthy == o.Unhealthy
+		slices.Equal(e.Names, o.Names) && maps.Equal(e.Labels, o.Labels) && maps.Equal(e.Unhealthy, o.Unhealthy)
 }
 
 // Watch yields the endpoints of the whole cluster, of every tenant and

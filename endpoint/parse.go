@@ -2,6 +2,7 @@ package endpoint
 
 import (
 	"fmt"
+	"maps"
 	"net"
 	"net/netip"
 	"slices"
@@ -26,6 +27,7 @@ const (
 	maxLabelKey  = 317     // Kubernetes': 253 of a domain, a slash, 63 of a name
 	maxLabels    = 8 << 10 // bytes of all keys and values
 	maxReason    = 300
+	maxSick      = 64 // services that an endpoint is no answer for
 )
 
 // Parse reads an endpoint as the store holds it. Errors are
@@ -70,13 +72,30 @@ func (e *Endpoint) wrong() (field, value, remedy string) {
 		return "MAC", quote(e.MAC), "must be like 0a:58:0a:01:13:03"
 	case e.Namespace != "" && !isLabel(e.Namespace):
 		return "Namespace", quote(e.Namespace), "must be a DNS label in lower case"
-	case !isText(e.Unhealthy, maxReason):
-		return "Unhealthy", quote(e.Unhealthy), fmt.Sprintf("must be one line of at most %d bytes", maxReason)
+	}
+	if field, value, remedy = e.wrongHealth(); remedy != "" {
+		return field, value, remedy
 	}
 	if field, value, remedy = e.wrongNames(); remedy == "" {
 		return e.wrongLabels()
 	}
 	return field, value, remedy
+}
+
+func (e *Endpoint) wrongHealth() (field, value, remedy string) {
+	if len(e.Unhealthy) == 0 {
+		return "", "", ""
+	}
+	if len(e.Unhealthy) > maxSick {
+		return "Unhealthy", fmt.Sprintf("%d services", len(e.Unhealthy)), fmt.Sprintf("must be at most %d", maxSick)
+	}
+	for _, name := range slices.Sorted(maps.Keys(e.Unhealthy)) {
+		why := e.Unhealthy[name]
+		if !isLabel(name) || why == "" || !isText(why, maxReason) {
+			return "Unhealthy", quote(name + ": " + why), fmt.Sprintf("must name a service, and why in one line of at most %d bytes", maxReason)
+		}
+	}
+	return "", "", ""
 }
 
 func (e *Endpoint) wrongNames() (field, value, remedy string) {

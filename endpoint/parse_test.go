@@ -21,7 +21,7 @@ func TestEndpointIsReadAsItWasWritten(t *testing.T) {
 	e := &Endpoint{
 		Tenant: "default", Network: "default", ID: "host1,abc123,eth0", Host: "host1", Identity: "f00", Container: "abc123", IfName: "eth0",
 		Addresses: []netip.Addr{netip.MustParseAddr("10.1.19.3"), netip.MustParseAddr("fd00:1:19::3")}, MAC: "0a:58:0a:01:13:03",
-		Namespace: "shop", Names: []string{"web-1", "www", "shop_web_1"}, Labels: map[string]string{"app.kubernetes.io/name": "web", "<&>": ""}, Unhealthy: "does not answer",
+		Namespace: "shop", Names: []string{"web-1", "www", "shop_web_1"}, Labels: map[string]string{"app.kubernetes.io/name": "web", "<&>": ""}, Unhealthy: map[string]string{"web": "does not answer"},
 	}
 	value, err := json.Marshal(e)
 	if err != nil {
@@ -76,7 +76,9 @@ func TestHostileRecordIsSkippedAndItsFieldNamed(t *testing.T) {
 		"label":                   {"", `{"Labels":{"a":"x\ny"}}`, "Labels"},
 		"empty label":             {"", `{"Labels":{"":"x"}}`, "Labels"},
 		"large labels":            {"", `{"Labels":{"a":"` + strings.Repeat("x", 8<<10) + `"}}`, "Labels"},
-		"reason":                  {"", `{"Unhealthy":"\u001b[31mred"}`, "Unhealthy"},
+		"reason":                  {"", `{"Unhealthy":{"web":"\u001b[31mred"}}`, "Unhealthy"},
+		"no reason":               {"", `{"Unhealthy":{"web":""}}`, "Unhealthy"},
+		"reason of no service":    {"", `{"Unhealthy":{"a/b":"x"}}`, "must name a service"},
 	}
 	for name, tt := range tests {
 		t.Run(name, func(t *testing.T) {
@@ -125,7 +127,7 @@ func TestReservedNamespaceHasNoNames(t *testing.T) {
 
 func FuzzParse(f *testing.F) {
 	f.Add(goodKey, []byte(`{"Host":"host1","Identity":"f00","Container":"abc123","IfName":"eth0","Addresses":["10.1.19.3","fd00::3"],"MAC":"0a:58:0a:01:13:03","Namespace":"a","Names":["b"],"Labels":{"c":"d"}}`))
-	f.Add(goodKey, []byte(`{"Host":"host1","Identity":"f00","Container":"abc123","IfName":"eth0","Namespace":"svc","Unhealthy":"x"}`))
+	f.Add(goodKey, []byte(`{"Host":"host1","Identity":"f00","Container":"abc123","IfName":"eth0","Namespace":"svc","Unhealthy":{"x":"y"}}`))
 	f.Add(prefix+"/endpoints/a/b/c,d,e,f", []byte(`{"host":"c","identity":"1","container":"d","ifname":"e,f","addresses":null}`))
 	f.Add(goodKey, []byte(`null`))
 	f.Fuzz(func(t *testing.T, key string, value []byte) {

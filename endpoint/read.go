@@ -31,7 +31,7 @@ type value struct {
 	MAC, Namespace                    string
 	Names                             []string
 	Labels                            json.RawMessage
-	Unhealthy                         string
+	Unhealthy                         map[string]string
 }
 
 func newReader(etcdPrefix string) *reader {
@@ -53,7 +53,10 @@ func (r *reader) parse(kv store.KV) (*Endpoint, error) {
 	}
 	v := &r.v
 	e.Host, e.Identity, e.Container, e.IfName = v.Host, v.Identity, v.Container, v.IfName
-	e.MAC, e.Namespace, e.Names, e.Labels, e.Unhealthy = v.MAC, v.Namespace, v.Names, labels, v.Unhealthy
+	e.MAC, e.Namespace, e.Names, e.Labels = v.MAC, v.Namespace, v.Names, labels
+	if len(v.Unhealthy) > 0 {
+		e.Unhealthy = v.Unhealthy
+	}
 	if len(v.Addresses) > 0 {
 		e.Addresses = make([]netip.Addr, 0, len(v.Addresses))
 	}
@@ -111,7 +114,7 @@ func (r *reader) labelsOf(text string) (map[string]string, error) {
 func (r *reader) settle(e *Endpoint) {
 	host, rest := e.ID[:len(e.Host)], e.ID[len(e.Host)+1:]
 	e.Host, e.Container, e.IfName = host, rest[:len(e.Container)], rest[len(e.Container)+1:]
-	e.Identity, e.Namespace, e.Unhealthy = r.keep(e.Identity), r.keep(e.Namespace), r.keep(e.Unhealthy)
+	e.Identity, e.Namespace = r.keep(e.Identity), r.keep(e.Namespace)
 	var b strings.Builder
 	size := len(e.MAC)
 	for _, n := range e.Names {
@@ -151,7 +154,8 @@ func (r *reader) keep(s string) string {
 }
 
 // plain reads the JSON that a Publisher writes, far faster than encoding/json,
-// which reads the rest: other fields, another order, escapes, nulls, spaces.
+// which reads the rest: other fields (of those that are ill, which are few),
+// another order, escapes, nulls, spaces.
 // What it finds are parts of the text.
 type plain struct {
 	rest   string
@@ -181,9 +185,6 @@ func (p *plain) value(v *value) bool {
 	}
 	if p.has(`,"Labels":`) {
 		p.labels = p.object()
-	}
-	if p.has(`,"Unhealthy":`) {
-		v.Unhealthy = p.text()
 	}
 	p.need("}")
 	return !p.bad && p.rest == ""

@@ -14,7 +14,7 @@ import (
 
 // FuzzPlain compares the two ways to read a value.
 func FuzzPlain(f *testing.F) {
-	f.Add([]byte(`{"Host":"h","Identity":"1","Container":"c","IfName":"eth0","Addresses":["10.1.19.3","fd00::3"],"MAC":"0a:58:0a:01:13:03","Namespace":"a","Names":["b","c"],"Labels":{"c":"d","e":""},"Unhealthy":"x"}`))
+	f.Add([]byte(`{"Host":"h","Identity":"1","Container":"c","IfName":"eth0","Addresses":["10.1.19.3","fd00::3"],"MAC":"0a:58:0a:01:13:03","Namespace":"a","Names":["b","c"],"Labels":{"c":"d","e":""},"Unhealthy":{"x":"y"}}`))
 	f.Add([]byte(`{"Host":"h","Identity":"1","Container":"c","IfName":"eth0","Addresses":[],"MAC":"","Labels":{}}`))
 	f.Add([]byte(`{"Host":"h","Identity":"1","Container":"c","IfName":"eth0","Addresses":["1",],"MAC":""}`))
 	f.Add([]byte(`{"Host":"\\u0041","Identity":"1","Container":"c","IfName":"eth0","Addresses":null,"MAC":"","Labels":{"c":1,}}`))
@@ -40,7 +40,7 @@ func FuzzPlain(f *testing.F) {
 		}
 		same := got.Host == want.Host && got.Identity == want.Identity && got.Container == want.Container && got.IfName == want.IfName &&
 			slices.Equal(got.Addresses, want.Addresses) && got.MAC == want.MAC && got.Namespace == want.Namespace &&
-			slices.Equal(got.Names, want.Names) && maps.Equal(gotLabels, wantLabels) && got.Unhealthy == want.Unhealthy
+			slices.Equal(got.Names, want.Names) && maps.Equal(gotLabels, wantLabels) && maps.Equal(got.Unhealthy, want.Unhealthy)
 		if !same {
 			t.Errorf("%s\nread as %+v\nnot as  %+v", b, got, want)
 		}

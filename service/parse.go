@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"net/netip"
+	"strconv"
 	"strings"
 
 	"github.com/flanneld/flanneld/endpoint"
@@ -19,7 +20,7 @@ const maxSize = 256 << 10
 // *subnet.RecordError. Unknown fields are ignored; a protocol may be missing,
 // which means tcp, or in upper case, as Kubernetes has it.
 func Parse(etcdPrefix string, kv store.KV) (*Service, error) {
-	s := &Service{}
+	s := &Service{created: kv.CreateRevision}
 	rest, ok := strings.CutPrefix(kv.Key, Prefix(etcdPrefix))
 	if !ok {
 		return nil, &subnet.RecordError{Key: kv.Key, Remedy: "is not under " + Prefix(etcdPrefix)}
@@ -54,9 +55,9 @@ func recordError(key string, err error) error {
 func (s *Service) parseValue(value []byte) error {
 	var v struct {
 		Ports []struct {
-			Name         string
-			Port, Target int64
-			Protocol     string
+			Name                   string
+			Port, Target, NodePort int64
+			TargetName, Protocol   string
 		}
 		Selector              map[string]string
 		Endpoints, VirtualIPs []string
@@ -66,13 +67,15 @@ func (s *Service) parseValue(value []byte) error {
 		return &FieldError{"value", quote(string(value)), "must be a service's JSON object (" + quote(err.Error()) + ")"}
 	}
 	for _, p := range v.Ports {
-		if p.Port != int64(uint16(p.Port)) || p.Target != int64(uint16(p.Target)) {
-			return &FieldError{"Ports", fmt.Sprintf("%d to %d", p.Port, p.Target), "must be from 1 to 65535"}
+		for _, n := range []int64{p.Port, p.Target, p.NodePort} {
+			if n != int64(uint16(n)) {
+				return &FieldError{"Ports", strconv.FormatInt(n, 10), "must be from 1 to 65535"}
+			}
 		}
 		if p.Protocol == "" {
 			p.Protocol = "tcp"
 		}
-		s.Ports = append(s.Ports, Port{p.Name, uint16(p.Port), uint16(p.Target), strings.ToLower(p.Protocol)})
+		s.Ports = append(s.Ports, Port{p.Name, uint16(p.Port), uint16(p.Target), p.TargetName, strings.ToLower(p.Protocol), uint16(p.NodePort)})
 	}
 	var err error
 	if s.Endpoints, err = parseAddresses("Endpoints", v.Endpoints); err != nil {

@@ -194,6 +194,7 @@ func TestServicesAreWatched(t *testing.T) {
 		t.Fatal(err)
 	}
 	for r, err := range Watch(t.Context(), st, "/p") {
+		s.created = r.Values[0].created
 		if err != nil || len(r.Values) != 1 || !reflect.DeepEqual(r.Values[0], s) || len(r.Problems) != 1 {
 			t.Fatalf("%+v, %v", r, err)
 		}

@@ -2,6 +2,7 @@ package zone
 
 import (
 	"fmt"
+	"maps"
 	"net/netip"
 	"slices"
 	"strings"
@@ -197,9 +198,9 @@ func (e *explainer) leftOut(s source) {
 	if !ok || !e.z.state.out(ep) {
 		return
 	}
-	why := "unhealthy: " + ep.Unhealthy
-	if ep.Unhealthy == "" {
-		why = e.z.state.Dead[ep.Host]
+	why := e.z.state.Dead[ep.Host]
+	for _, name := range slices.Sorted(maps.Keys(ep.Unhealthy)) {
+		why = "unhealthy: " + ep.Unhealthy[name]
 	}
 	e.leave(ep, why)
 }

@@ -75,7 +75,7 @@ type services struct {
 
 // out tells whether an endpoint must not be an answer.
 func (s *State) out(e *endpoint.Endpoint) bool {
-	if e.Unhealthy != "" {
+	if len(e.Unhealthy) > 0 {
 		return true
 	}
 	_, dead := s.Dead[e.Host]

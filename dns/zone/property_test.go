@@ -63,7 +63,7 @@ func (d dice) endpoint() *endpoint.Endpoint {
 		e.Namespace = d.pick("prod", "default", "svc", "pod")
 	}
 	if d.IntN(6) == 0 {
-		e.Unhealthy = "sick"
+		e.Unhealthy = map[string]string{"web": "sick"}
 	}
 	return e
 }

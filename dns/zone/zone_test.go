@@ -54,7 +54,7 @@ func pairsOf(pairs string) map[string]string {
 	return m
 }
 
-func sick(e *endpoint.Endpoint) { e.Unhealthy = "connection refused" }
+func sick(e *endpoint.Endpoint) { e.Unhealthy = map[string]string{"web": "connection refused"} }
 
 // example has one of everything.
 func example() State {

@@ -56,10 +56,13 @@ type ServiceState struct {
 
 // Port is one port of a service.
 type Port struct {
-	Name     string `json:"name,omitempty"`
-	Port     uint16 `json:"port"`
-	Target   uint16 `json:"target,omitempty"` // on the endpoints; 0: Port
-	Protocol string `json:"protocol"`         // tcp, udp or sctp
+	Name   string `json:"name,omitempty"`
+	Port   uint16 `json:"port"`
+	Target uint16 `json:"target,omitempty"` // on the endpoints; 0: Port, or TargetName's
+	// TargetName is a port as containers name it: label flanneld.io/port-<name>.
+	TargetName string `json:"target_name,omitempty"`
+	Protocol   string `json:"protocol"`            // tcp, udp or sctp
+	NodePort   uint16 `json:"node_port,omitempty"` // of every host; 0: none
 }
 
 // ServiceList is GET /v1/services.

@@ -152,7 +152,7 @@ func (n *names) status() *api.DNS {
 		Problems: n.server.Errors(),
 	}
 	for _, e := range s.state.Endpoints {
-		if e.Unhealthy != "" || s.state.Dead[e.Host] != "" {
+		if len(e.Unhealthy) > 0 || s.state.Dead[e.Host] != "" {
 			d.LeftOut++
 		}
 	}
