@@ -12,10 +12,10 @@ import (
 	"strings"
 )
 
-// holder names the program that has a port at an address, or at every address,
+// Holder names the program that has a port at an address, or at every address,
 // in this network namespace: "dnsmasq (process 812)". "" if it is not found:
 // /proc tells root only.
-func holder(proto string, at netip.AddrPort) string {
+func Holder(proto string, at netip.AddrPort) string {
 	inodes := map[string]bool{}
 	for _, family := range []string{"", "6"} {
 		table, err := os.ReadFile("/proc/thread-self/net/" + proto + family)

@@ -3,6 +3,7 @@ package dns
 import (
 	"bytes"
 	"encoding/binary"
+	"net/netip"
 
 	"github.com/flanneld/flanneld/dns/zone"
 )
@@ -20,7 +21,7 @@ func (r *responder) refuse(rcode, size int) []byte {
 }
 
 // answer says what the zone said.
-func (r *responder) answer(z Zone, a zone.Answer, size int) []byte {
+func (r *responder) answer(z Zone, a *zone.Answer, size int) []byte {
 	rcode := rcodeNoError
 	if a.Unknown {
 		return r.refuse(rcodeServFail, size)
@@ -30,15 +31,15 @@ func (r *responder) answer(z Zone, a zone.Answer, size int) []byte {
 	}
 	r.begin(rcode, flagAA, size)
 	ttl := z.TTL()
-	for i := range a.Sets {
-		n, ok := r.set(&a.Sets[i], ttl)
-		r.count(6, n)
-		if !ok { // RFC 2181 section 9: no part of a set, and none after it
-			r.buf[2] |= flagTC >> 8
-			return r.end()
-		}
+	ok := a.Set.Type == 0 || r.answerSet(&a.Set, ttl, size)
+	for i := 0; ok && i < len(a.More); i++ {
+		ok = r.answerSet(&a.More[i], ttl, size)
 	}
-	if len(a.Sets) == 0 {
+	if !ok { // RFC 2181 section 9
+		r.buf[2] |= flagTC >> 8
+		return r.end()
+	}
+	if a.NoData {
 		if r.soa(a.Apex, z.SOA(), ttl) {
 			r.count(8, 1)
 		} else {
@@ -46,10 +47,18 @@ func (r *responder) answer(z Zone, a zone.Answer, size int) []byte {
 		}
 	}
 	for i := range a.Extra {
-		n, _ := r.set(&a.Extra[i], ttl) // what does not fit is not needed
+		n, _ := r.set(&a.Extra[i], ttl, false) // what does not fit is not needed
 		r.count(10, n)
 	}
 	return r.end()
+}
+
+// answerSet appends a set to the answer section and reports whether all of it
+// fits.
+func (r *responder) answerSet(s *zone.Set, ttl uint32, size int) bool {
+	n, ok := r.set(s, ttl, size == tcpSize)
+	r.count(6, n)
+	return ok
 }
 
 // begin starts the answer: header and question, spelled as it was asked.
@@ -90,9 +99,13 @@ func (r *responder) count(at, n int) {
 }
 
 // set appends the records of a set in random order, this host's first, and
-// returns how many. It appends all of them or, if they do not fit, none.
-func (r *responder) set(s *zone.Set, ttl uint32) (n int, ok bool) {
-	if len(s.Data)*minRecord > r.limit-len(r.buf) {
+// returns how many. If they do not fit it appends none or, in the last resort,
+// those that do: over TCP there is nothing larger to ask for, and glibc, musl
+// and Go, which take truncated answers then, are well served with some of
+// 5,000 addresses.
+func (r *responder) set(s *zone.Set, ttl uint32, last bool) (n int, ok bool) {
+	size := max(len(s.Addrs), len(s.Data))
+	if !last && size*minRecord > r.limit-len(r.buf) {
 		return 0, false
 	}
 	begin := len(r.buf)
@@ -100,19 +113,29 @@ func (r *responder) set(s *zone.Set, ttl uint32) (n int, ok bool) {
 	if s.Owner != nil {
 		owner = 0
 	}
-	for _, k := range r.shuffle(len(s.Data), s.Local) {
+	for i, k := range r.shuffle(size, s.Local) {
+		whole := len(r.buf)
 		if owner == 0 {
 			owner = r.name(s.Owner)
 		} else {
 			r.pointer(owner)
 		}
-		r.data(s.Type, ttl, s.Data[k])
-		if len(r.buf) > r.limit {
+		if s.Addrs != nil {
+			r.address(s.Type, ttl, s.Addrs[k])
+		} else {
+			r.data(s.Type, ttl, s.Data[k])
+		}
+		switch {
+		case len(r.buf) <= r.limit:
+		case last:
+			r.buf = r.buf[:whole]
+			return i, false
+		default:
 			r.buf = r.buf[:begin]
 			return 0, false
 		}
 	}
-	return len(s.Data), true
+	return size, true
 }
 
 // shuffle returns the numbers below n in an order that is uniformly random
@@ -132,6 +155,17 @@ func (r *responder) shuffle(n, local int) []uint16 {
 		}
 	}
 	return o
+}
+
+// address appends an A or AAAA record without its owner.
+func (r *responder) address(rtype uint16, ttl uint32, a netip.Addr) {
+	if a.Is4() {
+		raw := a.As4()
+		r.data(rtype, ttl, raw[:])
+		return
+	}
+	raw := a.As16()
+	r.data(rtype, ttl, raw[:])
 }
 
 // data appends a record without its owner. Names are compressed only in the

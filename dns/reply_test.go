@@ -112,13 +112,13 @@ func TestOwnersBeyondThePointersReach(t *testing.T) {
 	z := newBook(t, []string{"cluster.local.", "other."}, records...)
 	a, _ := z.Lookup(wire(t, "x.cluster.local."), dns.TypeA)
 	y, _ := z.Lookup(wire(t, "y.other."), dns.TypeA)
-	y.Sets[0].Owner = wire(t, "y.other.")
-	a.Sets = append(slices.Clip(a.Sets), y.Sets[0])
+	y.Set.Owner = wire(t, "y.other.")
+	a.More = append(slices.Clip(a.More), y.Set)
 	r := newResponder(nil, 1, 2)
 	if _, ok := r.q.read(pack(t, ask("x.cluster.local.", dns.TypeA))); !ok {
 		t.Fatal("not read")
 	}
-	m, err := unpack(r.answer(z, a, tcpSize))
+	m, err := unpack(r.answer(z, &a, tcpSize))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -132,14 +132,14 @@ func TestAnAliasBringsItsTarget(t *testing.T) {
 	z := names(t)
 	a, _ := z.Lookup(wire(t, "alias.default.cluster.local."), dns.TypeCNAME)
 	target, _ := z.Lookup(wire(t, "web.default.cluster.local."), dns.TypeA)
-	set := target.Sets[0]
+	set := target.Set
 	set.Owner = wire(t, "web.default.cluster.local.")
-	a.Sets = append(slices.Clip(a.Sets), set)
+	a.More = append(slices.Clip(a.More), set)
 	r := newResponder(nil, 1, 2)
 	if _, ok := r.q.read(pack(t, ask("Alias.default.cluster.local.", dns.TypeA))); !ok {
 		t.Fatal("not read")
 	}
-	b := r.answer(z, a, plainSize)
+	b := r.answer(z, &a, plainSize)
 	m, err := unpack(b)
 	if err != nil {
 		t.Fatal(err)

@@ -42,7 +42,8 @@ type responder struct {
 
 	q     query
 	buf   []byte
-	limit int // of the answer, without OPT
+	alias []byte // the outside name whose records buf lacks; nil: none
+	limit int    // of the answer, without OPT
 	order []uint16
 
 	// What the last answer was, for the counters.
@@ -72,7 +73,7 @@ func newResponder(f Forwarder, seed1, seed2 uint64) *responder {
 // respond answers a message. The answer is nil if what it returns as well is
 // silent or outside.
 func (r *responder) respond(msg []byte, z Zone, tcp bool) ([]byte, outcome) {
-	r.apex = nil
+	r.apex, r.alias = nil, nil
 	rcode, ok := r.q.read(msg)
 	if !ok {
 		return nil, silent
@@ -85,9 +86,16 @@ func (r *responder) respond(msg []byte, z Zone, tcp bool) ([]byte, outcome) {
 		return r.refuse(rcode, size), refused
 	}
 	if z != nil {
-		if a, ok := r.lookup(z); ok {
+		if a, ok := z.Lookup(r.q.name, r.q.ask()); ok {
+			if r.q.qtype == typeANY {
+				answerAny(&a)
+			}
 			r.apex = a.Apex
-			return r.answer(z, a, size), ours
+			reply := r.answer(z, &a, size)
+			if a.Outside != nil && r.forward != nil && r.q.flags&flagRD != 0 && r.buf[2]&(flagTC>>8) == 0 {
+				return r.follow(a.Outside, size)
+			}
+			return reply, ours
 		}
 	}
 	return r.foreign(size)
@@ -124,13 +132,21 @@ func (q *query) takes(tcp bool) int {
 // hinfo is the whole answer to ANY (RFC 8482 section 4.2).
 var hinfo = [][]byte{[]byte("\x07RFC8482\x00")}
 
-func (r *responder) lookup(z Zone) (zone.Answer, bool) {
-	if r.q.qtype != typeANY {
-		return z.Lookup(r.q.name, r.q.qtype)
+// ask is the type that a zone is asked for.
+func (q *query) ask() uint16 {
+	if q.qtype == typeANY {
+		return typeHINFO
 	}
-	a, ok := z.Lookup(r.q.name, typeHINFO)
-	if ok && len(a.Sets) == 0 && !a.NameError && !a.Unknown {
-		a.Sets = []zone.Set{{Type: typeHINFO, Data: hinfo}}
+	return q.qtype
+}
+
+// answerAny makes of the answer for HINFO the one for ANY.
+func answerAny(a *zone.Answer) {
+	switch {
+	case a.Unknown:
+	case a.Set.Type != 0: // an alias; section 4.1: one set is enough
+		*a = zone.Answer{Apex: a.Apex, Set: a.Set}
+	case !a.NameError:
+		*a = zone.Answer{Apex: a.Apex, Set: zone.Set{Type: typeHINFO, Data: hinfo}}
 	}
-	return a, ok
 }

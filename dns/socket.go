@@ -116,7 +116,7 @@ func (s *Server) refusal(p place, err error) error {
 	case errors.Is(err, unix.EADDRINUSE):
 		who := ""
 		if p.owner == "" {
-			who = holder(p.proto, at)
+			who = Holder(p.proto, at)
 		}
 		return fmt.Errorf("%s: %s has that port: keep it off this address "+
 			"(dnsmasq: bind-interfaces, except-interface; named: listen-on; systemd-resolved: DNSStubListener, DNSStubListenerExtra), "+

@@ -179,9 +179,13 @@ func (c *counters) answered(r *responder, o outcome, took time.Duration) {
 	z.count(r.q.qtype, r.rcode, took)
 }
 
-// fetched counts an answer of the forwarder's.
-func (c *counters) fetched(q *query, reply []byte, took time.Duration) {
-	(*c.zones.Load())[zoneOutside].count(q.qtype, int(reply[3]&15), took)
+// fetched counts the answer that an errand brought.
+func (c *counters) fetched(e *errand, reply []byte, took time.Duration) {
+	z := (*c.zones.Load())[zoneOutside]
+	if e.alias != nil {
+		z = c.zone(e.apex)
+	}
+	z.count(e.q.qtype, int(reply[3]&15), took)
 }
 
 func (z *zoneCounters) count(qtype uint16, rcode int, took time.Duration) {

@@ -158,16 +158,16 @@ func (c *conversation) fetch(ctx context.Context, a *answering, v *answeringView
 	if !c.server.outside.begin(c.source, a.hosts(c.source)) {
 		return false
 	}
-	q := c.r.q.clone()
+	e := c.r.errand(true)
 	c.wg.Go(func() {
 		defer c.server.outside.end(c.source)
 		defer c.recovered(v)
-		reply, err := c.server.opts.Forward.Resolve(ctx, q.outside(tcpSize), nil)
+		reply, err := e.run(ctx)
 		if err != nil { // the socket is being closed
 			return
 		}
 		c.send(reply)
-		v.counters.fetched(q, reply, c.server.now()-start)
+		v.counters.fetched(e, reply, c.server.now()-start)
 	})
 	return true
 }

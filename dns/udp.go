@@ -3,7 +3,6 @@ package dns
 import (
 	"context"
 	"net/netip"
-	"slices"
 	"sync"
 	"time"
 
@@ -83,23 +82,15 @@ func (u *reader) fetch(ctx context.Context, a *answering, v *answeringView, from
 		v.counters.dropped[dropBusy].Add(1)
 		return
 	}
-	q := u.r.q.clone()
+	e := u.r.errand(false)
 	u.wg.Go(func() {
 		defer u.server.outside.end(from.Addr())
 		defer u.recovered(v)
-		reply, err := u.server.opts.Forward.Resolve(ctx, q.outside(q.takes(false)), nil)
+		reply, err := e.run(ctx)
 		if err != nil { // the socket is being closed
 			return
 		}
 		u.send(reply, from)
-		v.counters.fetched(q, reply, u.server.now()-start)
+		v.counters.fetched(e, reply, u.server.now()-start)
 	})
-}
-
-// clone returns a copy of q that keeps its message.
-func (q *query) clone() *query {
-	c := *q
-	c.msg = slices.Clone(q.msg)
-	c.name = c.lower[:q.qname]
-	return &c
 }

@@ -44,7 +44,7 @@ func newBook(t testing.TB, apexes []string, records ...string) *book {
 		b.add(t, text, local)
 	}
 	for _, a := range b.apexes {
-		b.node(a)[dns.TypeSOA] = &zone.Answer{Apex: []byte(a), Sets: []zone.Set{{Type: dns.TypeSOA, Data: [][]byte{b.soa}}}}
+		b.node(a)[dns.TypeSOA] = &zone.Answer{Apex: []byte(a), Set: zone.Set{Type: dns.TypeSOA, Data: [][]byte{b.soa}}}
 	}
 	return b
 }
@@ -58,10 +58,10 @@ func (b *book) add(t testing.TB, text string, local bool) {
 	owner, kind := string(wire(t, rr.Header().Name)), rr.Header().Rrtype
 	sets := b.node(owner)
 	if sets[kind] == nil {
-		sets[kind] = &zone.Answer{Apex: []byte(b.apex(owner)), Sets: []zone.Set{{Type: kind}}}
+		sets[kind] = &zone.Answer{Apex: []byte(b.apex(owner)), Set: zone.Set{Type: kind}}
 	}
 	a := sets[kind]
-	if s := &a.Sets[0]; local {
+	if s := &a.Set; local {
 		s.Data = slices.Insert(s.Data, 0, rdata(t, text))
 		s.Local++
 	} else {
@@ -72,15 +72,15 @@ func (b *book) add(t testing.TB, text string, local bool) {
 	case *dns.CNAME:
 		for _, kind := range []uint16{dns.TypeA, dns.TypeAAAA} {
 			if target := b.node(string(wire(t, rr.Target)))[kind]; target != nil {
-				set := target.Sets[0]
+				set := target.Set
 				set.Owner = wire(t, rr.Target)
-				sets[kind] = &zone.Answer{Apex: a.Apex, Sets: []zone.Set{a.Sets[0], set}}
+				sets[kind] = &zone.Answer{Apex: a.Apex, Set: a.Set, More: []zone.Set{set}}
 			}
 		}
 	case *dns.SRV:
 		for _, kind := range []uint16{dns.TypeA, dns.TypeAAAA} {
 			if target := b.node(string(wire(t, rr.Target)))[kind]; target != nil {
-				set := target.Sets[0]
+				set := target.Set
 				set.Owner = wire(t, rr.Target)
 				a.Extra = append(a.Extra, set)
 			}
@@ -118,7 +118,7 @@ func (b *book) Lookup(name []byte, qtype uint16) (zone.Answer, bool) {
 	if apex == "" {
 		return zone.Answer{}, false
 	}
-	return zone.Answer{Apex: name[len(name)-len(apex):], NameError: sets == nil}, true
+	return zone.Answer{Apex: name[len(name)-len(apex):], NameError: sets == nil, NoData: true}, true
 }
 
 func (b *book) SOA() []byte { return b.soa }

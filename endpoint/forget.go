@@ -182,6 +182,26 @@ func (r *forgetting) remove(ctx context.Context, gone []*Endpoint) error {
 	return nil
 }
 
+// Release removes the endpoints of an identity: its host leaves the network for
+// good. Nothing to remove is no error, nor is one that somebody wrote meanwhile.
+func Release(ctx context.Context, st store.Store, etcdPrefix, identity string) error {
+	if identity == "" {
+		return nil // that would be all of those who have none
+	}
+	all, err := st.List(ctx, Prefix(etcdPrefix))
+	if err != nil {
+		return fmt.Errorf("release %s: %w", Prefix(etcdPrefix), err)
+	}
+	var gone []*Endpoint
+	for _, kv := range all.KVs {
+		if e, err := Parse(etcdPrefix, kv); err == nil && e.Identity == identity {
+			gone = append(gone, e)
+		}
+	}
+	r := &forgetting{Forgetter: &Forgetter{Store: st, Prefix: etcdPrefix}, removed: map[*Endpoint]bool{}}
+	return r.remove(ctx, gone)
+}
+
 func (r *forgetting) tell(err error) {
 	if store.Turned(&r.told, err) && r.Report != nil {
 		r.Report(err)

@@ -194,3 +194,23 @@ func TestOutageOnlyDelaysTheRemoval(t *testing.T) {
 		}
 	})
 }
+
+func TestHostThatLeavesReleasesItsEndpoints(t *testing.T) {
+	st := mem.New()
+	put(t, st, several("hostx", "gone", 0, 300)...)
+	put(t, st, several("hosty", "there", 0, 3)...)
+	left := 300
+	for _, identity := range []string{"", "gone", "gone"} {
+		if err := Release(t.Context(), st.Dial(), prefix, identity); err != nil {
+			t.Fatal(err)
+		}
+		if identity == "gone" {
+			left = 0
+		}
+		for of, want := range map[string]int{"gone": left, "there": 3} {
+			if got := stored(t, st, of); len(strings.Fields(got)) != want {
+				t.Errorf("after the release of %q: %s, want %d of %s", identity, got, want, of)
+			}
+		}
+	}
+}

@@ -374,9 +374,6 @@ func (h *Held) Rewrite(r Record) error {
 	// In place: whoever waits for the lock waits for this file. White space
 	// fills what it was longer.
 	b = append(b, bytes.Repeat([]byte{' '}, max(0, len(before)-len(b)))...)
-	if r.Attached {
-		copy(b, attached)
-	}
 	if _, err := h.f.WriteAt(b, 0); err != nil {
 		return fmt.Errorf("write attachment record: %w", err)
 	}

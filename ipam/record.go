@@ -153,10 +153,14 @@ const (
 )
 
 func (r Record) encode() ([]byte, error) {
+	finished := r.Attached
 	r.Attached = false
 	b, err := json.Marshal(r)
 	if err != nil {
 		return nil, fmt.Errorf("encode record: %w", err)
+	}
+	if finished {
+		copy(b, attached)
 	}
 	return append(b, '\n'), nil
 }

@@ -75,6 +75,7 @@ func (n *Network) Reserve(r Record, q Request) (*Held, error) {
 			r.Gateways = append(r.Gateways, c.from.Gateway)
 		}
 	}
+	r.Attached = false
 	r.Network, r.BootID, r.Created = n.Name, n.boot, time.Now().UTC().Round(0)
 	if q.Fill != nil {
 		q.Fill(&r)

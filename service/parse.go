@@ -59,9 +59,12 @@ func (s *Service) parseValue(value []byte) error {
 			Port, Target, NodePort int64
 			TargetName, Protocol   string
 		}
-		Selector              map[string]string
-		Endpoints, VirtualIPs []string
-		Headless              bool
+		Selector                 map[string]string
+		Endpoints, VirtualIPs    []string
+		Headless                 bool
+		External, Local, Balance string
+		Affinity                 int
+		Health                   *Health
 	}
 	if err := json.Unmarshal(value, &v); err != nil {
 		return &FieldError{"value", quote(string(value)), "must be a service's JSON object (" + quote(err.Error()) + ")"}
@@ -71,6 +74,9 @@ func (s *Service) parseValue(value []byte) error {
 			if n != int64(uint16(n)) {
 				return &FieldError{"Ports", strconv.FormatInt(n, 10), "must be from 1 to 65535"}
 			}
+		}
+		if p.NodePort == AutoPort {
+			return &FieldError{"Ports", "1", fmt.Sprintf("must have a NodePort from %d to %d", NodePortFirst, NodePortLast)}
 		}
 		if p.Protocol == "" {
 			p.Protocol = "tcp"
@@ -84,7 +90,8 @@ func (s *Service) parseValue(value []byte) error {
 	if s.VirtualIPs, err = parseAddresses("VirtualIPs", v.VirtualIPs); err != nil {
 		return err
 	}
-	s.Selector, s.Headless = v.Selector, v.Headless
+	s.Selector, s.Headless, s.External = v.Selector, v.Headless, v.External
+	s.Affinity, s.Local, s.Balance, s.Health = v.Affinity, v.Local, v.Balance, v.Health
 	return nil
 }
 

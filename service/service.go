@@ -60,6 +60,12 @@ const (
 	BalanceHash       = "hash" // by the client's address
 )
 
+// Values of Health.Type.
+const (
+	HealthTCP  = "tcp"
+	HealthHTTP = "http"
+)
+
 // Health is how each host looks whether its own endpoints of a service work.
 // The target ports of TCP are looked at, all of them or, for http, the first.
 type Health struct {

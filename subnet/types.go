@@ -16,7 +16,7 @@ type Config struct {
 	// Ranges holds one entry for each enabled family, IPv4 first. Never empty.
 	Ranges []Range
 	// Services are the networks of services' virtual addresses, at most one per
-	// family, IPv4 first; empty: the cluster has none.
+	// family, IPv4 first; empty: the cluster has none, nil: none were chosen yet.
 	Services []netip.Prefix
 	// Backend says how packets cross the underlay.
 	Backend Backend

@@ -46,6 +46,9 @@ type viewer struct {
 	config    Config
 	configErr error
 	configKV  store.KV
+	// serviceKV is ServicesKey, and serviceErr why it cannot be used.
+	serviceKV  store.KV
+	serviceErr error
 
 	kvs     []store.KV     // of the last snapshot
 	records []*leaseRecord // of kvs
@@ -101,9 +104,16 @@ func (w *viewer) takeConfig(s store.Snapshot, newEpoch bool) {
 		w.configKV, w.configErr = store.KV{}, noConfig(w.prefix)
 		return
 	}
-	if kv := s.KVs[i]; newEpoch || kv.ModRevision != w.configKV.ModRevision {
-		w.configKV = kv
+	var networks store.KV
+	if i := slices.IndexFunc(s.KVs, func(kv store.KV) bool { return kv.Key == ServicesKey(w.prefix) }); i >= 0 {
+		networks = s.KVs[i]
+	}
+	if kv := s.KVs[i]; newEpoch || kv.ModRevision != w.configKV.ModRevision || networks.ModRevision != w.serviceKV.ModRevision {
+		w.configKV, w.serviceKV, w.serviceErr = kv, networks, nil
 		c, err := ParseConfig(kv.Value)
+		if err == nil && c.Services == nil && networks.Key != "" {
+			c.Services, w.serviceErr = servicesAt(networks, c.Ranges)
+		}
 		if err == nil && w.accept != nil {
 			err = w.accept(c)
 		}
@@ -270,6 +280,9 @@ func (w *viewer) view() View {
 			problems = append(problems, err)
 		}
 		v.skipped = append(v.skipped, r.lease)
+	}
+	if w.serviceErr != nil {
+		problems = append(problems, w.serviceErr)
 	}
 	v.Problems = slices.Concat(problems, w.hostProblems)
 	return v

@@ -38,9 +38,9 @@ func forge(t *testing.T, c *backendtest.Cluster, mode string) {
 	b.Sync(t, a.Own)
 	a.Reach(t, b)
 	b.Reach(t, a)
-	open := func() (rules.Filter, error) { return nft.New() }
+	open := func() (rules.Filter, error) { return nft.New(nil) }
 	err := a.NS.Do(func() error {
-		f, err := nft.New()
+		f, err := nft.New(nil)
 		if err == nil {
 			err = f.Close()
 		}

@@ -42,9 +42,10 @@ func (c conf) with(more conf) conf {
 
 // host is a machine without containers: a namespace and directories.
 type host struct {
-	t   testing.TB
-	ns  *netns.NS
-	dir string // records, subnet.env, plugins
+	t    testing.TB
+	ns   *netns.NS
+	dir  string // records, subnet.env, plugins
+	said string // to standard error, by the last call in this process
 
 	filter func() (hostside.PacketFilter, error) // of calls in this process; nil: nftables
 }
@@ -142,6 +143,7 @@ func (h *host) do(q request) (out string, code int) {
 	if err != nil {
 		h.t.Fatal(err)
 	}
+	h.said = stderr.String()
 	return stdout.String(), code
 }
 

@@ -3,6 +3,7 @@ package plugin
 import (
 	"encoding/json"
 	"errors"
+	"fmt"
 	"io/fs"
 	"net/netip"
 	"path/filepath"
@@ -67,7 +68,9 @@ func (c *call) labels() (map[string]string, error) {
 
 // resolver is the result's dns section for containers that the configuration
 // tells nothing else: what dns.env, beside the subnet file, says. It is empty
-// without that file, and on networks of which the daemon knows nothing.
+// without that file, and on networks of which the daemon knows nothing. A file
+// that cannot be read is as good as none, but for a warning: a container with
+// the host's resolver is better than none.
 func (c *call) resolver(s space) (types.DNS, error) {
 	var dns types.DNS
 	if c.conf.IPAM.ResolvConf != "" {
@@ -81,7 +84,8 @@ func (c *call) resolver(s space) (types.DNS, error) {
 		return dns, nil
 	}
 	if err != nil {
-		return dns, failf(types.ErrTryAgainLater, "network %s: %v: restart flanneld, which writes it", c.conf.Name, err)
+		fmt.Fprintf(c.stderr, "network %s: container %s is not told to ask the cluster's name servers: %v: restart flanneld, which writes it\n", c.conf.Name, c.containerID, err)
+		return dns, nil
 	}
 	for _, a := range env.Servers {
 		if slices.ContainsFunc(s.leased, func(p netip.Prefix) bool { return p.Addr().Is4() == a.Is4() }) {

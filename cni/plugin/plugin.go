@@ -54,7 +54,7 @@ type call struct {
 	env                                       func(string) string
 	stdin                                     []byte
 	conf                                      config
-	stdout                                    io.Writer
+	stdout, stderr                            io.Writer
 	openFilter                                func() (hostside.PacketFilter, error)
 }
 
@@ -98,7 +98,7 @@ func dispatch(p commands, x IO) (version string, err error) {
 	if !known {
 		return version, failf(types.ErrInvalidEnvironmentVariables, "CNI_COMMAND=%q: must be ADD, DEL, CHECK, STATUS, GC or VERSION", command)
 	}
-	c := &call{command: command, env: x.Getenv, stdout: x.Stdout, openFilter: x.Filter}
+	c := &call{command: command, env: x.Getenv, stdout: x.Stdout, stderr: x.Stderr, openFilter: x.Filter}
 	if c.openFilter == nil {
 		c.openFilter = hostside.OpenFilter
 	}

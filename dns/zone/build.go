@@ -230,7 +230,7 @@ func (z *Zone) describe() {
 	z.top = []Set{{Type: typeSOA, Data: [][]byte{z.soa}}, {Type: typeNS, Data: [][]byte{server}}}
 	// DNS-Based Service Discovery of Kubernetes, section 2.2.
 	z.version = []Set{{Type: typeTXT, Data: [][]byte{[]byte("\x051.1.0")}}}
-	z.any = []Set{{Type: typeHINFO, Data: [][]byte{[]byte("\x07RFC8482\x00")}}}
+	z.any = Set{Type: typeHINFO, Data: [][]byte{[]byte("\x07RFC8482\x00")}}
 }
 
 // key is how addresses are known in a trie.

@@ -20,6 +20,9 @@ type Explanation struct {
 	Rcode      string   `json:"rcode,omitempty"` // NOERROR, NXDOMAIN or SERVFAIL; "" without Zone
 	Answers    []Record `json:"answers"`
 	Additional []Record `json:"additional,omitempty"`
+	// Outside is the name of another's zone, in full, that the last of Answers,
+	// an alias, leads to: upstreams are asked what it has.
+	Outside string `json:"outside,omitempty"`
 	// LeftOut are records that the name would have, and why it has not.
 	LeftOut []LeftOut `json:"left_out,omitempty"`
 	// Notes say what else explains the answer.
@@ -64,12 +67,16 @@ func (z *Zone) Explain(name string, qtype uint16) Explanation {
 	x.Zone, x.Rcode = Text(a.Apex), "NOERROR"
 	p, _ := z.find(wire)
 	e := explainer{z: z, x: &x, p: &p, wire: wire, qtype: qtype}
-	x.Answers = e.records(a.Sets)
+	x.Answers = e.records(a.sets())
 	x.Additional = e.records(a.Extra)
+	if a.Outside != nil {
+		x.Outside = Text(a.Outside)
+	}
 	switch {
+	case p.aliased():
+		e.alias(&a)
 	case a.Unknown:
-		x.Rcode = "SERVFAIL"
-		e.note("etcd could not be asked since flanneld was started: whether the name exists is not known")
+		e.unknown()
 	case a.NameError:
 		x.Rcode = "NXDOMAIN"
 		e.others(wire)
@@ -79,10 +86,12 @@ func (z *Zone) Explain(name string, qtype uint16) Explanation {
 		e.service(p.svc)
 	case p.node != nil:
 		for i := range p.node.len() {
-			e.leftOut(p.node.source(i))
+			if ep, ok := p.node.source(i).(*endpoint.Endpoint); ok {
+				e.leftOut(ep, p.svc)
+			}
 		}
 	}
-	if len(a.Sets) == 0 && p.kind != nothing && p.kind != between && len(x.LeftOut) == 0 {
+	if a.NoData && a.Set.Type == 0 && p.kind != nothing && p.kind != between && len(x.LeftOut) == 0 {
 		e.note("the name exists, but has no records of type " + x.Type)
 	}
 	if n := len(x.LeftOut) - mostLeftOut; n > 0 {
@@ -107,21 +116,40 @@ func (e *explainer) note(text string) { e.x.Notes = append(e.x.Notes, text) }
 func (e *explainer) records(sets []Set) []Record {
 	var list []Record
 	for _, s := range sets {
-		owner := e.x.Name
+		owner, at := e.x.Name, e
 		if s.Owner != nil {
 			owner = Text(s.Owner)
+			p, _ := e.z.find(s.Owner)
+			at = &explainer{z: e.z, p: &p}
 		}
-		for _, d := range s.Data {
-			list = append(list, Record{Name: owner, TTL: e.z.ttl, Type: typeText(s.Type), Data: dataText(s.Type, d), Source: e.sourceOf(s.Type, d)})
+		for _, d := range s.data() {
+			list = append(list, Record{Name: owner, TTL: e.z.ttl, Type: typeText(s.Type), Data: dataText(s.Type, d), Source: at.sourceOf(s.Type, d)})
 		}
 	}
 	return list
 }
 
+// sets are the answer section.
+func (a *Answer) sets() []Set {
+	if a.Set.Type == 0 {
+		return nil
+	}
+	return append([]Set{a.Set}, a.More...)
+}
+
+// data is that of each record.
+func (s *Set) data() [][]byte {
+	all := s.Data
+	for _, a := range s.Addrs {
+		all = append(all, a.AsSlice())
+	}
+	return all
+}
+
 // sourceOf tells where a record comes from.
 func (e *explainer) sourceOf(t uint16, data []byte) string {
 	switch t {
-	case typeSRV:
+	case typeSRV, typeCNAME:
 		return text(e.p.svc.of)
 	case typePTR:
 		for _, n := range e.z.pointersTo(e.p.node, e.p.addr) {
@@ -155,14 +183,11 @@ func (e *explainer) sourceOf(t uint16, data []byte) string {
 
 // has tells whether the answer may come from s.
 func (e *explainer) has(s source) bool {
-	if ep, ok := s.(*endpoint.Endpoint); ok && e.z.state.out(ep) {
-		return false
-	}
+	ep, ok := s.(*endpoint.Endpoint)
 	if e.p.svc != nil {
-		ep, ok := s.(*endpoint.Endpoint)
-		return ok && e.p.svc.of.Selects(ep)
+		return ok && e.p.svc.of.Selects(ep) && !e.z.state.outOf(e.p.svc.of, ep)
 	}
-	if e.p.node == nil {
+	if e.p.node == nil || ok && e.z.state.out(ep) {
 		return false
 	}
 	for i := range e.p.node.len() {
@@ -192,17 +217,21 @@ func text(s source) string {
 	return "added by hand"
 }
 
-// leftOut notes why s is no answer, if it is none.
-func (e *explainer) leftOut(s source) {
-	ep, ok := s.(*endpoint.Endpoint)
-	if !ok || !e.z.state.out(ep) {
-		return
-	}
-	why := e.z.state.Dead[ep.Host]
+// leftOut notes why an endpoint is no answer, if it is none, for a service or,
+// without one, for its own names.
+func (e *explainer) leftOut(ep *endpoint.Endpoint, v *serviceNode) {
+	var sick []string
 	for _, name := range slices.Sorted(maps.Keys(ep.Unhealthy)) {
-		why = "unhealthy: " + ep.Unhealthy[name]
+		if v == nil || name == v.of.Name {
+			sick = append(sick, "service "+name+": "+ep.Unhealthy[name])
+		}
 	}
-	e.leave(ep, why)
+	switch {
+	case e.z.state.dead(ep):
+		e.leave(ep, e.z.state.Dead[ep.Host])
+	case len(sick) > 0:
+		e.leave(ep, "unhealthy for "+strings.Join(sick, "; "))
+	}
 }
 
 // leave notes that ep is no answer.
@@ -221,7 +250,9 @@ func (e *explainer) service(v *serviceNode) {
 		e.note(fmt.Sprintf("service %s stands for its virtual IP, with %d endpoints behind it", v.of.Name, e.usable(v)))
 	}
 	for _, m := range v.members {
-		e.leftOut(m)
+		if e.leftOut(m, v); e.p.port != nil {
+			e.unnamed(m, v)
+		}
 	}
 	if len(v.of.Selector) == 0 {
 		e.note("service " + v.of.Name + " has no selector: its endpoints are those that are listed")
@@ -251,11 +282,52 @@ func (e *explainer) service(v *serviceNode) {
 	}
 }
 
+// unnamed notes that an endpoint lacks the port that is asked for.
+func (e *explainer) unnamed(ep *endpoint.Endpoint, v *serviceNode) {
+	i := slices.IndexFunc(v.of.Ports, func(p service.Port) bool { return p.Name == e.p.port.name && p.Protocol == e.p.port.proto })
+	name := v.of.Ports[i].TargetName
+	if name == "" || namedPort(ep, name) > 0 || e.z.state.outOf(v.of, ep) {
+		return
+	}
+	if have, ok := ep.Labels[service.LabelPort+name]; ok {
+		e.leave(ep, fmt.Sprintf("its label %s%s is %s, which is no port", service.LabelPort, name, have))
+	} else {
+		e.leave(ep, fmt.Sprintf("it has no port %s: label %s%s is missing", name, service.LabelPort, name))
+	}
+}
+
+// alias tells where an alias leads.
+func (e *explainer) alias(a *Answer) {
+	svc := e.p.svc.of
+	switch {
+	case a.Outside != nil:
+		e.note(fmt.Sprintf("service %s is an alias of %s, which upstreams are asked for", svc.Name, e.x.Outside))
+	case a.Unknown && e.z.state.Partial:
+		e.unknown()
+	case a.Unknown:
+		e.x.Rcode = "SERVFAIL"
+		e.note(fmt.Sprintf("service %s is an alias of %s, which leads in a circle: flanneld service update %s --external another name", svc.Name, Text(e.p.svc.alias), svc.Name))
+	case a.NameError:
+		e.x.Rcode = "NXDOMAIN"
+		e.note(fmt.Sprintf("service %s is an alias of %s, and there is no such name", svc.Name, Text(e.p.svc.alias)))
+	case a.NoData:
+		e.note(fmt.Sprintf("service %s is an alias of %s, which has no records of type %s", svc.Name, Text(e.p.svc.alias), e.x.Type))
+	default:
+		e.note(fmt.Sprintf("service %s is an alias of %s", svc.Name, Text(e.p.svc.alias)))
+	}
+}
+
+// unknown tells that nothing can be told yet.
+func (e *explainer) unknown() {
+	e.x.Rcode = "SERVFAIL"
+	e.note("etcd could not be asked since flanneld was started: whether the name exists is not known")
+}
+
 // usable counts the answers behind a service.
 func (e *explainer) usable(v *serviceNode) int {
 	n := len(v.of.Endpoints)
 	for _, m := range v.members {
-		if !e.z.state.out(m) {
+		if !e.z.state.outOf(v.of, m) {
 			n++
 		}
 	}
@@ -296,49 +368,4 @@ func (e *explainer) others(wire []byte) {
 			note(e.z.serviceName(s), s)
 		}
 	}
-}
-
-// Counts is how much a zone is made of, and how much of it is no answer.
-type Counts struct {
-	Endpoints, LeftOut, Services, Names int
-}
-
-// Counts counts what is of the zone's tenant.
-func (z *Zone) Counts() Counts {
-	var c Counts
-	st := &z.state
-	for _, e := range st.Endpoints {
-		if e.Tenant == st.Tenant {
-			c.Endpoints++
-			if st.out(e) {
-				c.LeftOut++
-			}
-		}
-	}
-	for _, s := range st.Services {
-		if s.Tenant == st.Tenant {
-			c.Services++
-		}
-	}
-	for _, n := range st.Names {
-		if n.Tenant == st.Tenant {
-			c.Names++
-		}
-	}
-	return c
-}
-
-// Behind counts the endpoints of a service of the zone's tenant: those that
-// are answers, with those that it lists, and those that are left out.
-func (z *Zone) Behind(network, name string) (endpoints, leftOut int) {
-	sv, ok := get(z, z.services, []byte(network))
-	if !ok {
-		return 0, 0
-	}
-	v, ok := get(z, sv.names, []byte(name))
-	if !ok {
-		return 0, 0
-	}
-	endpoints = (&explainer{z: z}).usable(v)
-	return endpoints, len(v.members) + len(v.of.Endpoints) - endpoints
 }

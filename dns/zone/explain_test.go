@@ -35,16 +35,16 @@ func TestAnswersAreExplained(t *testing.T) {
 is 10.1.19.3: container web on host1
 is 10.1.20.3: container web on host2
 is 192.0.2.7: added by hand
-not 10.1.20.4: container web on host2: unhealthy: connection refused
+not 10.1.20.4: container web on host2: unhealthy for service frontend: connection refused; service headless: connection refused
 not 10.1.21.3: container web on host3: host3 has not been seen since 12:00:00
 `,
 		"sick.default.cluster.local A": `sick.default.cluster.local. A cluster.local. NOERROR
-not 10.1.20.4: container web on host2: unhealthy: connection refused
+not 10.1.20.4: container web on host2: unhealthy for service frontend: connection refused; service headless: connection refused
 `,
 		"headless.default.svc.cluster.local A": `headless.default.svc.cluster.local. A cluster.local. NOERROR
 is 10.1.19.3: container web on host1
 is 10.1.20.3: container web on host2
-not 10.1.20.4: container web on host2: unhealthy: connection refused
+not 10.1.20.4: container web on host2: unhealthy for service headless: connection refused
 not 10.1.21.3: container web on host3: host3 has not been seen since 12:00:00
 `,
 		"narrow.default.svc.cluster.local A": `narrow.default.svc.cluster.local. A cluster.local. NOERROR
@@ -55,7 +55,7 @@ not 10.1.21.3: container web on host3: labels do not match: tier=front is missin
 `,
 		"frontend.default.svc.cluster.local A": `frontend.default.svc.cluster.local. A cluster.local. NOERROR
 is 10.0.0.80: service frontend
-not 10.1.20.4: container web on host2: unhealthy: connection refused
+not 10.1.20.4: container web on host2: unhealthy for service frontend: connection refused
 not 10.1.21.3: container web on host3: host3 has not been seen since 12:00:00
 not 10.1.19.9: container frontend on host1: labels do not match: app is other, not sample
 note service frontend stands for its virtual IP, with 2 endpoints behind it
@@ -70,13 +70,54 @@ note service listed has no selector: its endpoints are those that are listed
 is 0 100 8888 frontend.default.svc.cluster.local.: service frontend
 with frontend.default.svc.cluster.local. 10.0.0.80: service frontend
 with frontend.default.svc.cluster.local. fd00:1:ffff::80: service frontend
-not 10.1.20.4: container web on host2: unhealthy: connection refused
+not 10.1.20.4: container web on host2: unhealthy for service frontend: connection refused
 not 10.1.21.3: container web on host3: host3 has not been seen since 12:00:00
 not 10.1.19.9: container frontend on host1: labels do not match: app is other, not sample
 note service frontend stands for its virtual IP, with 2 endpoints behind it
 `,
 		"10-1-20-4.default.pod.cluster.local A": `10-1-20-4.default.pod.cluster.local. A cluster.local. NOERROR
-not 10.1.20.4: container web on host2: unhealthy: connection refused
+not 10.1.20.4: container web on host2: unhealthy for service frontend: connection refused; service headless: connection refused
+`,
+		"named-4.default.cluster.local A": `named-4.default.cluster.local. A cluster.local. NOERROR
+not 10.1.20.21: container named-4 on host2: unhealthy for service named: connection refused
+`,
+		"other.default.svc.cluster.local A": `other.default.svc.cluster.local. A cluster.local. NOERROR
+is 10.1.19.18: container named-1 on host1
+is 10.1.20.20: container named-3 on host2
+is 10.1.20.21: container named-4 on host2
+not 10.1.20.19: container named-2 on host2: unhealthy for service other: connection refused
+`,
+		"10-1-20-19.other.default.svc.cluster.local A": `10-1-20-19.other.default.svc.cluster.local. A cluster.local. NOERROR
+not 10.1.20.19: container named-2 on host2: unhealthy for service other: connection refused
+`,
+		"_odd._tcp.named.default.svc.cluster.local SRV": `_odd._tcp.named.default.svc.cluster.local. SRV cluster.local. NOERROR
+not 10.1.19.18: container named-1 on host1: its label flanneld.io/port-odd is http, which is no port
+not fd00:1:19::18: container named-1 on host1: its label flanneld.io/port-odd is http, which is no port
+not 10.1.20.19: container named-2 on host2: it has no port odd: label flanneld.io/port-odd is missing
+not 10.1.20.20: container named-3 on host2: it has no port odd: label flanneld.io/port-odd is missing
+not 10.1.20.21: container named-4 on host2: unhealthy for service named: connection refused
+`,
+		"out.default.svc.cluster.local A": `out.default.svc.cluster.local. A cluster.local. NOERROR
+is www.example.com.: service out
+note service out is an alias of www.example.com., which upstreams are asked for
+`,
+		"twice.default.svc.cluster.local A": `twice.default.svc.cluster.local. A cluster.local. NOERROR
+is in.default.svc.cluster.local.: service twice
+is headless.default.svc.cluster.local.: service in
+is 10.1.19.3: container web on host1
+is 10.1.20.3: container web on host2
+note service twice is an alias of in.default.svc.cluster.local.
+`,
+		"vanished.default.svc.cluster.local A": `vanished.default.svc.cluster.local. A cluster.local. NXDOMAIN
+is nope.default.cluster.local.: service vanished
+note service vanished is an alias of nope.default.cluster.local., and there is no such name
+`,
+		"without.default.svc.cluster.local A": `without.default.svc.cluster.local. A cluster.local. NOERROR
+is six.default.cluster.local.: service without
+note service without is an alias of six.default.cluster.local., which has no records of type A
+`,
+		"ping.default.svc.cluster.local A": `ping.default.svc.cluster.local. A cluster.local. SERVFAIL
+note service ping is an alias of pong.default.svc.cluster.local., which leads in a circle: flanneld service update ping --external another name
 `,
 		"3.19.1.10.in-addr.arpa PTR": `3.19.1.10.in-addr.arpa. PTR 1.10.in-addr.arpa. NOERROR
 is web.default.cluster.local.: container web on host1
@@ -112,14 +153,17 @@ is ns.dns.cluster.local. hostmaster.cluster.local. 1 7200 1800 86400 5:
 	}
 	b, err := json.Marshal(z.Explain("sick.default.cluster.local", typeA))
 	want := `{"name":"sick.default.cluster.local.","type":"A","zone":"cluster.local.","rcode":"NOERROR","answers":null,` +
-		`"left_out":[{"data":"10.1.20.4","source":"container web on host2","why":"unhealthy: connection refused"}]}`
+		`"left_out":[{"data":"10.1.20.4","source":"container web on host2","why":"unhealthy for service frontend: connection refused; service headless: connection refused"}]}`
 	if err != nil || string(b) != want {
 		t.Errorf("%s %v", b, err)
 	}
-	if c := z.Counts(); c != (Counts{Endpoints: 16, LeftOut: 2, Services: 6, Names: 5}) {
+	if c := z.Counts(); c != (Counts{Endpoints: 20, LeftOut: 4, Services: 22, Names: 5}) {
 		t.Errorf("%+v", c)
 	}
 	if n, out := z.Behind("default", "headless"); n != 2 || out != 2 {
+		t.Errorf("%d endpoints, %d left out", n, out)
+	}
+	if n, out := z.Behind("default", "other"); n != 3 || out != 1 {
 		t.Errorf("%d endpoints, %d left out", n, out)
 	}
 	if n, out := z.Behind("default", "listed"); n != 3 || out != 0 {

@@ -16,7 +16,7 @@ type head struct {
 	server      []Set // A and AAAA of ns.dns.<domain>
 	serverExtra []Set // the same with their owner
 	version     []Set
-	any         []Set // RFC 8482
+	any         Set // RFC 8482
 
 	soa           []byte
 	ttl, negative uint32

@@ -35,17 +35,25 @@ func (z *Zone) Lookup(name []byte, qtype uint16) (a Answer, ours bool) {
 	if !ours {
 		return a, false
 	}
-	a.Apex = p.apex
-	if p.kind == nothing {
+	if p.aliased() {
+		return z.follow(p, qtype), true
+	}
+	return z.at(&p, qtype), true
+}
+
+// at answers at a place that is no alias.
+func (z *Zone) at(p *place, qtype uint16) Answer {
+	a := Answer{Apex: p.apex}
+	switch {
+	case p.kind == nothing:
 		a.Unknown, a.NameError = z.state.Partial, !z.state.Partial
-		return a, true
+	case qtype == typeANY:
+		a.Set = z.answerAny(p)
+	default:
+		a.Set, a.Extra = z.answer(p, qtype)
 	}
-	if qtype == typeANY {
-		a.Sets = z.answerAny(&p)
-		return a, true
-	}
-	a.Sets, a.Extra = z.answer(&p, qtype)
-	return a, true
+	a.NoData = a.Set.Type == 0 && !a.Unknown
+	return a
 }
 
 // short returns a last label that only abbreviated names of ours have, such as
@@ -260,7 +268,7 @@ func (z *Zone) findMember(p *place, a netip.Addr) {
 		switch s := n.source(i).(type) {
 		case *endpoint.Endpoint:
 			if p.svc.of.Selects(s) {
-				p.found(n, a, !z.state.out(s))
+				p.found(n, a, !z.state.outOf(p.svc.of, s))
 			}
 		case *service.Service:
 			if s == p.svc.of && slices.Contains(s.Endpoints, a) {
@@ -307,56 +315,73 @@ func (p *place) found(n *node, a netip.Addr, usable bool) {
 }
 
 // answer is the records of one type, and what comes along with them.
-func (z *Zone) answer(p *place, qtype uint16) (sets, extra []Set) {
+func (z *Zone) answer(p *place, qtype uint16) (set Set, extra []Set) {
 	switch p.kind {
 	case top:
-		if sets = pick(z.top, qtype); qtype == typeNS {
+		if set = pick(z.top, qtype); qtype == typeNS {
 			extra = z.serverExtra
 		}
 	case server:
-		sets = pick(z.server, qtype)
+		set = pick(z.server, qtype)
 	case version:
-		sets = pick(z.version, qtype)
+		set = pick(z.version, qtype)
 	case named:
-		sets = pick(p.node.sets, qtype)
+		set = p.node.set(&z.state, qtype)
 	case serving:
-		sets = pick(p.svc.sets, qtype)
+		set = pick(p.svc.sets, qtype)
 	case ported:
-		if sets = pick(p.port.sets, qtype); sets != nil {
+		if set = pick(p.port.sets, qtype); set.Type != 0 {
 			extra = p.port.extra
 		}
 	case byAddr:
 		if p.usable && qtype == typeOf(p.addr) {
-			sets = pick(p.node.sets, qtype)
+			set = p.node.at(p.addr)
 		}
 	case pointed:
 		switch {
 		case qtype == typePTR:
-			sets = z.pointers(p)
+			set = z.pointers(p)
 		case p.atop:
-			sets, extra = z.answer(&place{kind: top}, qtype)
+			set, extra = z.answer(&place{kind: top}, qtype)
 		}
 	}
-	return sets, extra
+	return set, extra
+}
+
+// at is the set of the one address that n is about.
+func (n *node) at(a netip.Addr) Set {
+	var list []netip.Addr
+	switch s := n.source(0).(type) {
+	case *endpoint.Endpoint:
+		list = s.Addresses
+	case *Name:
+		list = s.Addresses
+	case *service.Service:
+		if list = s.Endpoints; !slices.Contains(list, a) {
+			list = s.VirtualIPs
+		}
+	}
+	i := slices.Index(list, a)
+	return Set{Type: typeOf(a), Addrs: list[i : i+1 : i+1]}
 }
 
 // answerAny is RFC 8482, section 4.2, for names that have any record.
-func (z *Zone) answerAny(p *place) []Set {
+func (z *Zone) answerAny(p *place) Set {
 	for _, t := range []uint16{typeA, typeAAAA, typeSRV, typePTR, typeTXT, typeSOA} {
-		if sets, _ := z.answer(p, t); sets != nil {
+		if set, _ := z.answer(p, t); set.Type != 0 {
 			return z.any
 		}
 	}
-	return nil
+	return Set{}
 }
 
-func pick(sets []Set, qtype uint16) []Set {
+func pick(sets []Set, qtype uint16) Set {
 	for i := range sets {
 		if sets[i].Type == qtype {
-			return sets[i : i+1 : i+1]
+			return sets[i]
 		}
 	}
-	return nil
+	return Set{}
 }
 
 func typeOf(a netip.Addr) uint16 {

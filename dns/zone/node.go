@@ -12,6 +12,7 @@ import (
 const (
 	typeA     = 1
 	typeNS    = 2
+	typeCNAME = 5
 	typeSOA   = 6
 	typePTR   = 12
 	typeHINFO = 13
@@ -26,14 +27,18 @@ const (
 type source any
 
 // node is what one name or one address has. It is immutable once its Zone is
-// built; those of one source are shared by all names of that source.
+// built; that of one source is shared by all names and addresses of it. There
+// are very many: it is small.
 type node struct {
-	sets []Set  // A and AAAA
-	of   source // *several if there are several
+	of source // *several if there are several
 }
 
-// several are sources that have one name or address in common.
-type several struct{ sources []source }
+// several are sources that have one name or address in common, or a single one
+// whose addresses do not stand together by family.
+type several struct {
+	sources []source
+	sets    []Set // A and AAAA, of a name
+}
 
 // sources are those of n, nil if there is only one.
 func (n *node) sources() []source {
@@ -41,6 +46,70 @@ func (n *node) sources() []source {
 		return s.sources
 	}
 	return nil
+}
+
+// set is what a name has of a type.
+func (n *node) set(st *State, qtype uint16) Set {
+	if s, ok := n.of.(*several); ok {
+		return pick(s.sets, qtype)
+	}
+	list, here := st.addressesOf(n.of)
+	return family(list, qtype, here)
+}
+
+// addressesOf are those that a name has from s, and whether they go before
+// others.
+func (s *State) addressesOf(of source) (list []netip.Addr, here bool) {
+	switch of := of.(type) {
+	case *endpoint.Endpoint:
+		if !s.out(of) {
+			return of.Addresses, s.here(of)
+		}
+	case *Name:
+		return of.Addresses, false
+	}
+	return nil, false
+}
+
+// family is the set of those of one type, which stand together in list.
+func family(list []netip.Addr, qtype uint16, here bool) Set {
+	if qtype != typeA && qtype != typeAAAA {
+		return Set{}
+	}
+	from := 0
+	for from < len(list) && typeOf(list[from]) != qtype {
+		from++
+	}
+	to := from
+	for to < len(list) && typeOf(list[to]) == qtype {
+		to++
+	}
+	if from == to {
+		return Set{}
+	}
+	set := Set{Type: qtype, Addrs: list[from:to:to]}
+	if here {
+		set.Local = to - from
+	}
+	return set
+}
+
+// together tells whether the addresses of s stand together by family.
+func together(s source) bool {
+	var list []netip.Addr
+	switch s := s.(type) {
+	case *endpoint.Endpoint:
+		list = s.Addresses
+	case *Name:
+		list = s.Addresses
+	}
+	changes := 0
+	for i := 1; i < len(list); i++ {
+		if list[i].Is4() != list[i-1].Is4() {
+			changes++
+		}
+	}
+	return changes < 2
 }
 
 func (n *node) len() int { return max(1, len(n.sources())) }
@@ -73,11 +142,16 @@ type services struct {
 	names trie[string, *serviceNode]
 }
 
-// out tells whether an endpoint must not be an answer.
-func (s *State) out(e *endpoint.Endpoint) bool {
-	if len(e.Unhealthy) > 0 {
-		return true
-	}
+// out tells whether an endpoint must not be an answer for its own names.
+func (s *State) out(e *endpoint.Endpoint) bool { return len(e.Unhealthy) > 0 || s.dead(e) }
+
+// outOf tells whether an endpoint of a service must not be an answer for it.
+func (s *State) outOf(v *service.Service, e *endpoint.Endpoint) bool {
+	_, sick := e.Unhealthy[v.Name]
+	return sick || s.dead(e)
+}
+
+func (s *State) dead(e *endpoint.Endpoint) bool {
 	_, dead := s.Dead[e.Host]
 	return dead
 }
@@ -133,35 +207,13 @@ type address struct {
 	here bool
 }
 
-// append adds the data of a's record to b.
-func (a address) append(b []byte) []byte {
-	if a.Is4() {
-		raw := a.As4()
-		return append(b, raw[:]...)
-	}
-	raw := a.As16()
-	return append(b, raw[:]...)
+// add adds what comes from s.
+func (l *addresses) add(st *State, s source) {
+	list, here := st.addressesOf(s)
+	l.addAll(list, here)
 }
 
-// add adds what comes from s; only is the one address that is asked for, if it
-// is valid.
-func (l *addresses) add(st *State, s source, only netip.Addr) {
-	here := false
-	var list []netip.Addr
-	switch s := s.(type) {
-	case *endpoint.Endpoint:
-		if st.out(s) {
-			return
-		}
-		list, here = s.Addresses, st.here(s)
-	case *Name:
-		list = s.Addresses
-	case *service.Service: // by an address only
-	}
-	if only.IsValid() {
-		*l = append(*l, address{only, here})
-		return
-	}
+func (l *addresses) addAll(list []netip.Addr, here bool) {
 	for _, a := range list {
 		*l = append(*l, address{a, here})
 	}
@@ -170,40 +222,28 @@ func (l *addresses) add(st *State, s source, only netip.Addr) {
 // sets are the A and AAAA records of all addresses.
 func (l addresses) sets() []Set {
 	l = l.sorted()
-	v4, here4, v6, here6 := 0, 0, 0, 0
+	four := 0
 	for _, a := range l {
-		here := 0
-		if a.here {
-			here = 1
-		}
 		if a.Is4() {
-			v4, here4 = v4+1, here4+here
-		} else {
-			v6, here6 = v6+1, here6+here
+			four++
 		}
 	}
 	var sets []Set
-	if v4 > 0 && v6 > 0 {
-		sets = make([]Set, 0, 2)
-	}
-	raw := make([]byte, 0, 4*v4+16*v6)
-	for _, f := range []struct {
-		n, here int
-		typ     uint16
-	}{{v4, here4, typeA}, {v6, here6, typeAAAA}} {
-		if f.n == 0 {
+	for i, n := range []int{four, len(l) - four} {
+		if n == 0 {
 			continue
 		}
-		data := make([][]byte, 0, f.n)
+		t := []uint16{typeA, typeAAAA}[i]
+		s := Set{Type: t, Addrs: make([]netip.Addr, 0, n)}
 		for _, a := range l {
-			if a.Is4() != (f.typ == typeA) {
+			if typeOf(a.Addr) != t {
 				continue
 			}
-			start := len(raw)
-			raw = a.append(raw)
-			data = append(data, raw[start:len(raw):len(raw)])
+			if s.Addrs = append(s.Addrs, a.Addr); a.here {
+				s.Local++
+			}
 		}
-		sets = append(sets, Set{Type: f.typ, Data: data, Local: f.here})
+		sets = append(sets, s)
 	}
 	return sets
 }

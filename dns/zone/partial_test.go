@@ -14,6 +14,8 @@ func TestWhatIsNotKnownYetIsNotDenied(t *testing.T) {
 		"9.9.1.10.in-addr.arpa":        true,
 		"web.default.cluster.local":    false,
 		"cluster.local":                false,
+		// An alias of what is not known.
+		"vanished.default.svc.cluster.local": true,
 	} {
 		wire, _ := Wire(name)
 		a, ours := partial.Lookup(wire, typeA)
@@ -23,6 +25,9 @@ func TestWhatIsNotKnownYetIsNotDenied(t *testing.T) {
 		if a, ours = whole.Lookup(wire, typeA); !ours || a.Unknown || a.NameError != denied {
 			t.Errorf("whole: %s: %+v", name, a)
 		}
+	}
+	if x := partial.Explain("vanished.default.svc.cluster.local", typeA); x.Rcode != "SERVFAIL" || len(x.Notes) != 1 || len(x.Answers) > 0 {
+		t.Errorf("%+v", x)
 	}
 	if x := partial.Explain("nobody.default.cluster.local", typeA); x.Rcode != "SERVFAIL" || len(x.Notes) == 0 {
 		t.Errorf("%+v", x)
@@ -34,7 +39,7 @@ func TestShortNamesAreNoStrangersBusiness(t *testing.T) {
 	for name, nothing := range map[string]bool{"web.default": true, "frontend.default.svc": true, "10-1-1-2.default.pod": true, "svc": false, "default": false} {
 		wire, _ := Wire(name)
 		a, ours := z.Lookup(wire, typeA)
-		if !ours || a.NameError != nothing || len(a.Sets) != 0 || len(a.Apex) == 0 {
+		if !ours || a.NameError != nothing || a.Set.Type != 0 || len(a.Apex) == 0 {
 			t.Errorf("%s: %+v, ours %v", name, a, ours)
 		}
 	}

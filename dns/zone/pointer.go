@@ -28,10 +28,10 @@ const (
 
 // pointers are the PTR records of an address. Containers come first, in the
 // Set's Local part: many programs read one record.
-func (z *Zone) pointers(p *place) []Set {
+func (z *Zone) pointers(p *place) Set {
 	list := z.pointersTo(p.node, p.addr)
 	if len(list) == 0 {
-		return nil
+		return Set{}
 	}
 	set := Set{Type: typePTR, Data: make([][]byte, 0, len(list))}
 	for _, n := range list {
@@ -43,7 +43,7 @@ func (z *Zone) pointers(p *place) []Set {
 	if set.Local == len(set.Data) {
 		set.Local = 0
 	}
-	return []Set{set}
+	return set
 }
 
 // pointersTo are the names of an address that n, nil if nobody has it, is

@@ -55,23 +55,49 @@ func (d dice) labels(most int) map[string]string {
 	return m
 }
 
+// alias is a name for an external service: ours or not, there or not, or one
+// that leads back.
+func (d dice) alias() string {
+	if d.IntN(4) == 0 {
+		return d.pick("example.com", "Example.com.", "1.0.1.10.in-addr.arpa", "cluster.local", "a.default.svc")
+	}
+	return d.name() + "." + d.network() + d.pick("", ".svc", ".svc", ".blue") + ".cluster.local"
+}
+
 func (d dice) endpoint() *endpoint.Endpoint {
 	e := &endpoint.Endpoint{Tenant: d.tenant(), Network: d.network(), Host: d.pick("host1", "host2", "host3"),
 		Container: fmt.Sprintf("%012d-more", d.IntN(12)), IfName: "eth0", Addresses: d.addrs(3), Names: d.some(3, d.name), Labels: d.labels(2)}
 	e.ID = e.Host + "," + e.Container + "," + e.IfName
+	if d.IntN(2) == 0 {
+		if e.Labels == nil {
+			e.Labels = map[string]string{}
+		}
+		e.Labels[service.LabelPort+"x"] = d.pick("8080", "8081", "80", "x", "0")
+	}
 	if d.IntN(3) == 0 {
 		e.Namespace = d.pick("prod", "default", "svc", "pod")
 	}
-	if d.IntN(6) == 0 {
-		e.Unhealthy = map[string]string{"web": "sick"}
+	for _, name := range d.some(2, d.name) {
+		if e.Unhealthy == nil {
+			e.Unhealthy = map[string]string{}
+		}
+		if d.IntN(3) == 0 {
+			e.Unhealthy[name] = "sick"
+		}
 	}
 	return e
 }
 
 func (d dice) service() *service.Service {
+	if d.IntN(4) == 0 {
+		return &service.Service{Tenant: d.tenant(), Network: d.network(), Name: d.name(), External: d.alias()}
+	}
 	s := &service.Service{Tenant: d.tenant(), Network: d.network(), Name: d.name(), Selector: d.labels(2), Endpoints: d.addrs(2)}
-	if d.IntN(2) == 0 {
+	switch d.IntN(4) {
+	case 0:
 		s.Ports = []service.Port{{Name: "http", Port: 80, Target: 8080, Protocol: "tcp"}}
+	case 1:
+		s.Ports = []service.Port{{Name: "http", Port: 80, TargetName: "x", Protocol: "tcp"}}
 	}
 	if s.Headless = d.IntN(2) == 0; !s.Headless && d.IntN(2) == 0 {
 		s.VirtualIPs = addrs(d.addr())
@@ -217,10 +243,10 @@ func asked(z *Zone, wire []byte, qtype uint16) string {
 	switch {
 	case !ours:
 		return "upstream"
-	case a.NameError:
+	case a.NameError && a.Set.Type == 0:
 		return "NXDOMAIN"
 	}
-	return shown(a.Sets) + " + " + shown(a.Extra)
+	return fmt.Sprintf("%s + %s, unknown %v, NXDOMAIN %v, nothing %v, outside %s", shown(a.sets()), shown(a.Extra), a.Unknown, a.NameError, a.NoData, Text(a.Outside))
 }
 
 func TestNoNameBelowOneThatDoesNotExist(t *testing.T) { // RFC 8020
@@ -241,9 +267,9 @@ func TestNoNameBelowOneThatDoesNotExist(t *testing.T) { // RFC 8020
 					t.Fatalf("%s exists, but %s does not", Text(n), Text(up))
 				}
 			}
-			if a, _ := z.Lookup(n, typeANY); a.Sets == nil {
+			if a, _ := z.Lookup(n, typeANY); a.Set.Type == 0 {
 				for _, q := range []uint16{typeA, typeAAAA, typePTR, typeSRV, typeTXT, typeNS, typeSOA} {
-					if a, _ := z.Lookup(n, q); a.Sets != nil {
+					if a, _ := z.Lookup(n, q); a.Set.Type != 0 {
 						t.Fatalf("%s has %s records, but not any", Text(n), typeText(q))
 					}
 				}
@@ -264,8 +290,8 @@ func TestNoRecordIsThereTwiceAndPointersLeadBack(t *testing.T) {
 			for _, q := range []uint16{typeA, typeAAAA, typeSRV, typePTR} {
 				a, _ := z.Lookup(n, q)
 				seen := map[string]bool{}
-				for _, set := range slices.Concat(a.Sets, a.Extra) {
-					for _, data := range set.Data {
+				for _, set := range slices.Concat(a.sets(), a.Extra) {
+					for _, data := range set.data() {
 						k := fmt.Sprintf("%x %d %x", set.Owner, set.Type, data)
 						if seen[k] {
 							t.Fatalf("%s: %s twice", Text(n), dataText(set.Type, data))
@@ -291,8 +317,8 @@ func has(z *Zone, name, rev []byte) bool {
 	r, _ := reverse(z.nets, rev, at[:n])
 	for _, q := range []uint16{typeA, typeAAAA} {
 		a, _ := z.Lookup(name, q)
-		for _, set := range a.Sets {
-			for _, data := range set.Data {
+		for _, set := range a.sets() {
+			for _, data := range set.data() {
 				if have, _ := netip.AddrFromSlice(data); rev == nil || have == r.addr {
 					return true
 				}

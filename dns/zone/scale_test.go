@@ -54,7 +54,7 @@ func TestAHundredThousandEndpointsAreCheapToKeepAndToChange(t *testing.T) {
 	took := time.Since(start)
 	size := heap() - before
 	t.Logf("%d endpoints: built in %v, %d bytes each", n, took, size/n)
-	if size > 600*n {
+	if size > 350*n {
 		t.Errorf("the zone takes %d bytes", size)
 	}
 	ask(z, "web-1.default.cluster.local", typeA)

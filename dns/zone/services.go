@@ -16,14 +16,9 @@ type serviceNode struct {
 	// members are the endpoints that it selects, also those that must not be
 	// answers.
 	members []*endpoint.Endpoint
-	sets    []Set
+	sets    []Set                      // A and AAAA, or CNAME alone
+	alias   []byte                     // of which name, in wire format; nil: of none
 	ports   atomic.Pointer[[]portNode] // nil: not asked for
-}
-
-// portNode is what the name of a named port has.
-type portNode struct {
-	name, proto string
-	sets, extra []Set
 }
 
 // selectors find the services that select an endpoint: each stands at one
@@ -114,7 +109,7 @@ func (w *work) removeService(s *service.Service) {
 	}
 	w.picks.remove(s)
 	for a := range serviceAddresses(s) {
-		w.z.addrs = leave(w, w.z.addrs, w.hashOfAddr(key(a)), key(a), s, a, w.hashOfAddr)
+		w.z.addrs = leave(w, w.z.addrs, w.hashOfAddr(key(a)), key(a), s, w.hashOfAddr)
 	}
 }
 
@@ -133,7 +128,7 @@ func (w *work) addServices(list []*service.Service) {
 		picks.add(s)
 		w.picks.add(s)
 		for a := range serviceAddresses(s) {
-			w.z.addrs = join(w, w.z.addrs, w.hashOfAddr(key(a)), key(a), s, w.alone(s, a), a, w.hashOfAddr)
+			w.z.addrs = join(w, w.z.addrs, w.hashOfAddr(key(a)), key(a), s, w.alone(s), w.hashOfAddr)
 		}
 	}
 	if len(few) == 0 {
@@ -173,118 +168,25 @@ func serviceAddresses(s *service.Service) map[netip.Addr]struct{} {
 }
 
 func (v *serviceNode) finish(st *State) {
-	var l addresses
-	if len(v.of.VirtualIPs) > 0 && !v.of.Headless {
-		for _, a := range v.of.VirtualIPs {
-			l = append(l, address{a, false})
+	if v.of.External != "" {
+		if wire, ok := Wire(v.of.External); ok {
+			v.alias, v.sets = wire, []Set{{Type: typeCNAME, Data: [][]byte{wire}}}
 		}
+		return
+	}
+	var l addresses
+	if !v.direct() {
+		l.addAll(v.of.VirtualIPs, false)
 	} else {
 		for _, e := range v.members {
-			l.add(st, e, netip.Addr{})
+			if !st.outOf(v.of, e) {
+				l.addAll(e.Addresses, st.here(e))
+			}
 		}
-		for _, a := range v.of.Endpoints {
-			l = append(l, address{a, false})
-		}
+		l.addAll(v.of.Endpoints, false)
 	}
 	v.sets = l.sets()
 }
 
 // direct tells whether the name of v stands for the endpoints themselves.
 func (v *serviceNode) direct() bool { return v.of.Headless || len(v.of.VirtualIPs) == 0 }
-
-// port finds the named port that _name._proto in front of the service's name
-// stands for.
-func (z *Zone) port(v *serviceNode, name, proto []byte) *portNode {
-	if len(name) < 2 || name[0] != '_' || len(proto) < 2 || proto[0] != '_' {
-		return nil
-	}
-	is := func(p service.Port) bool { return p.Name == string(name[1:]) && p.Protocol == string(proto[1:]) }
-	if !slices.ContainsFunc(v.of.Ports, is) {
-		return nil
-	}
-	ports := v.ports.Load()
-	if ports == nil {
-		made := z.makePorts(v) // by several at once perhaps, but all the same
-		ports = &made
-		v.ports.Store(ports)
-	}
-	for i := range *ports {
-		if p := &(*ports)[i]; p.name == string(name[1:]) && p.proto == string(proto[1:]) {
-			return p
-		}
-	}
-	return nil
-}
-
-// makePorts makes the records of all named ports.
-func (z *Zone) makePorts(v *serviceNode) []portNode {
-	targets := z.targets(v)
-	var ports []portNode
-	for _, p := range v.of.Ports {
-		if p.Name == "" {
-			continue
-		}
-		number := p.Port
-		if v.direct() && p.Target != 0 {
-			number = p.Target
-		}
-		n := portNode{name: p.Name, proto: p.Protocol}
-		set := Set{Type: typeSRV}
-		for _, t := range targets {
-			// Priority, weight, port, target: RFC 2782.
-			data := append([]byte{0, 0, 0, 100, byte(number >> 8), byte(number)}, t.name...)
-			set.Data = append(set.Data, data)
-			if t.here {
-				set.Local++
-			}
-			n.extra = append(n.extra, t.sets...)
-		}
-		if len(set.Data) > 0 {
-			n.sets = []Set{set}
-		}
-		ports = append(ports, n)
-	}
-	return ports
-}
-
-type target struct {
-	name []byte
-	here bool
-	sets []Set // of name
-}
-
-// targets are what a service's ports lead to, this host's first.
-func (z *Zone) targets(v *serviceNode) []target {
-	owner := z.serviceName(v.of)
-	if owner == nil {
-		return nil
-	}
-	if !v.direct() {
-		sets := slices.Clone(v.sets)
-		for i := range sets {
-			sets[i].Owner = owner
-		}
-		return []target{{owner, false, sets}}
-	}
-	var targets []target
-	for _, here := range []bool{true, false} {
-		for _, set := range v.sets {
-			data := set.Data[set.Local:]
-			if here {
-				data = set.Data[:set.Local]
-			}
-			for _, d := range data {
-				a, _ := netip.AddrFromSlice(d)
-				if name := compose(owner, dashed(a)); name != nil {
-					targets = append(targets, target{name, here, []Set{{Owner: name, Type: set.Type, Data: [][]byte{d}}}})
-				}
-			}
-		}
-	}
-	return targets
-}
-
-// serviceName is the name of a service.
-func (z *Zone) serviceName(s *service.Service) []byte {
-	return compose(z.base, s.Name, s.Network, "svc")
-}

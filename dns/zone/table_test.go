@@ -145,6 +145,30 @@ func questions() map[string]string {
 		"_udp.headless.default.svc.cluster.local A":         nx,
 		"_sctp.listed.default.svc.cluster.local A":          nx,
 		"_http._tcp.nope.default.svc.cluster.local SRV":     nx,
+		// Ports that the endpoints name.
+		"_web._tcp.named.default.svc.cluster.local SRV": "0 100 8081 10-1-19-18.named.default.svc.cluster.local. 0 100 8081 fd00-1-19--18.named.default.svc.cluster.local. " +
+			"0 100 8082 10-1-20-19.named.default.svc.cluster.local. + 10-1-19-18.named.default.svc.cluster.local. A 10.1.19.18; " +
+			"10-1-20-19.named.default.svc.cluster.local. A 10.1.20.19; fd00-1-19--18.named.default.svc.cluster.local. AAAA fd00:1:19::18",
+		"_odd._tcp.named.default.svc.cluster.local SRV": none,
+		"_any._tcp.named.default.svc.cluster.local SRV": "0 100 82 10-1-19-18.named.default.svc.cluster.local. 0 100 82 10-1-20-19.named.default.svc.cluster.local. " +
+			"0 100 82 10-1-20-20.named.default.svc.cluster.local. 0 100 82 192-0-2-3.named.default.svc.cluster.local. 0 100 82 fd00-1-19--18.named.default.svc.cluster.local. + " +
+			"10-1-19-18.named.default.svc.cluster.local. A 10.1.19.18; 10-1-20-19.named.default.svc.cluster.local. A 10.1.20.19; " +
+			"10-1-20-20.named.default.svc.cluster.local. A 10.1.20.20; 192-0-2-3.named.default.svc.cluster.local. A 192.0.2.3; " +
+			"fd00-1-19--18.named.default.svc.cluster.local. AAAA fd00:1:19::18",
+		"_web._tcp.virtual.default.svc.cluster.local SRV": "0 100 80 virtual.default.svc.cluster.local. + virtual.default.svc.cluster.local. A 10.0.0.81",
+		"81.0.0.10.in-addr.arpa PTR":                      "virtual.default.svc.cluster.local.",
+		// Health for each service, and for any.
+		"named.default.svc.cluster.local A":              "10.1.19.18 10.1.20.19 10.1.20.20 192.0.2.3",
+		"other.default.svc.cluster.local A":              "10.1.19.18 10.1.20.20 10.1.20.21",
+		"virtual.default.svc.cluster.local A":            "10.0.0.81",
+		"10-1-20-19.named.default.svc.cluster.local A":   "10.1.20.19",
+		"10-1-20-19.other.default.svc.cluster.local A":   none,
+		"10-1-20-21.named.default.svc.cluster.local A":   none,
+		"10-1-20-21.other.default.svc.cluster.local A":   "10.1.20.21",
+		"10-1-20-21.virtual.default.svc.cluster.local A": "10.1.20.21",
+		"10-1-20-21.default.pod.cluster.local A":         none,
+		"named-4.default.cluster.local A":                none,
+		"21.20.1.10.in-addr.arpa PTR":                    "nothing 1.10.in-addr.arpa.",
 		// Their endpoints.
 		"10-1-19-3.headless.default.svc.cluster.local A":       "10.1.19.3",
 		"10-1-19-3.headless.default.svc.cluster.local AAAA":    none,
@@ -305,8 +329,8 @@ func TestThisHostsEndpointsComeFirstIfPreferred(t *testing.T) {
 			t.Errorf("%s is %s, want %s", q, got, want)
 		}
 	}
-	if a, _ := z.Lookup(mustWire("web.default.cluster.local"), typeA); a.Sets[0].Local != 1 {
-		t.Errorf("%+v", a.Sets[0])
+	if a, _ := z.Lookup(mustWire("web.default.cluster.local"), typeA); a.Set.Local != 1 {
+		t.Errorf("%+v", a.Set)
 	}
 }
 
@@ -324,7 +348,7 @@ func TestAnAddressOfSeveralNamesHasThemAllItsContainersFirst(t *testing.T) {
 	s.Names = append(s.Names, &Name{Tenant: "default", Network: "default", Name: "alias.of", Addresses: addrs("10.1.19.9")})
 	z := new(Builder).Build(s)
 	a, _ := z.Lookup(mustWire("9.19.1.10.in-addr.arpa"), typePTR)
-	if got, want := shown(a.Sets), "pod-a.default.cluster.local. pod-b.default.cluster.local. | alias.of.default.cluster.local."; got != want {
+	if got, want := shown(a.sets()), "pod-a.default.cluster.local. pod-b.default.cluster.local. | alias.of.default.cluster.local."; got != want {
 		t.Errorf("%s, want %s", got, want)
 	}
 }

@@ -10,7 +10,7 @@ import (
 
 // typeNames are those that a zone has records of, and a few words more.
 func typeNames() map[uint16]string {
-	return map[uint16]string{typeA: "A", typeNS: "NS", 5: "CNAME", typeSOA: "SOA", typePTR: "PTR", typeHINFO: "HINFO", 15: "MX",
+	return map[uint16]string{typeA: "A", typeNS: "NS", typeCNAME: "CNAME", typeSOA: "SOA", typePTR: "PTR", typeHINFO: "HINFO", 15: "MX",
 		typeTXT: "TXT", typeAAAA: "AAAA", typeSRV: "SRV", typeANY: "ANY"}
 }
 
@@ -29,7 +29,7 @@ func dataText(t uint16, data []byte) string {
 	case t == typeA && len(data) == 4, t == typeAAAA && len(data) == 16:
 		a, _ := netip.AddrFromSlice(data)
 		return a.String()
-	case t == typeNS, t == typePTR:
+	case t == typeNS, t == typeCNAME, t == typePTR:
 		return Text(data)
 	case t == typeSRV && len(data) > 6:
 		return fmt.Sprintf("%d %d %d %s", binary.BigEndian.Uint16(data), binary.BigEndian.Uint16(data[2:]), binary.BigEndian.Uint16(data[4:]), Text(data[6:]))

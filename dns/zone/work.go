@@ -19,15 +19,14 @@ type work struct {
 	picks   selectors
 	moved   bool // some value is other than before
 	changed bool // and of this zone's tenant
-	// Made in this build and not finished: nodes of several sources, with the
-	// one address that an address's node is about, and services.
-	nodes    map[*node]netip.Addr
+	// Made in this build and not finished.
+	nodes    map[*node]bool // of several sources
 	services map[*service.Service]*serviceNode
 }
 
 func newWork(z *Zone, picks selectors) *work {
 	return &work{z: z, st: &z.state, edit: &edit{seed: z.seed}, picks: picks,
-		nodes: map[*node]netip.Addr{}, services: map[*service.Service]*serviceNode{}}
+		nodes: map[*node]bool{}, services: map[*service.Service]*serviceNode{}}
 }
 
 func (w *work) ours(tenant string) bool {
@@ -39,66 +38,49 @@ func (w *work) ours(tenant string) bool {
 }
 
 // alone is the node of a source that has a name or address for itself.
-func (w *work) alone(s source, only netip.Addr) *node {
-	var space [2]address
-	l := addresses(space[:0])
-	l.add(w.st, s, only)
-	if len(l) != 1 {
-		return &node{of: s, sets: l.sets()}
+func (w *work) alone(s source) *node {
+	if together(s) {
+		return &node{of: s}
 	}
-	n := &single{}
-	n.of, n.sets = s, n.set[:]
-	n.data[0] = l[0].append(n.raw[:0])
-	n.set[0] = Set{Type: typeOf(l[0].Addr), Data: n.data[:]}
-	if l[0].here {
-		n.set[0].Local = 1
-	}
-	return &n.node
-}
-
-// single is the node of one address, with all that belongs to it in one place:
-// there are very many.
-type single struct {
-	node
-	set  [1]Set
-	data [1][]byte
-	raw  [16]byte
+	var l addresses
+	l.add(w.st, s)
+	return &node{of: &several{[]source{s}, l.sets()}}
 }
 
 // several returns n as a node that this build may change; if it has one source
 // only, as one that may have several.
-func (w *work) several(n *node, only netip.Addr) *node {
-	if _, ok := w.nodes[n]; ok {
+func (w *work) several(n *node) *node {
+	if w.nodes[n] {
 		return n
 	}
 	list := slices.Clone(n.sources())
 	if list == nil {
 		list = []source{n.of}
 	}
-	n = &node{of: &several{list}}
-	w.nodes[n] = only
+	n = &node{of: &several{sources: list}}
+	w.nodes[n] = true
 	return n
 }
 
 // join adds a source to a name or address; own is its node if it is alone.
-func join[K comparable](w *work, t trie[K, *node], hash uint64, k K, s source, own *node, only netip.Addr, hashOf func(K) uint64) trie[K, *node] {
+func join[K comparable](w *work, t trie[K, *node], hash uint64, k K, s source, own *node, hashOf func(K) uint64) trie[K, *node] {
 	n, ok := t.get(hash, func(have K) bool { return have == k })
 	if !ok {
 		return t.put(w.edit, hash, k, own, hashOf)
 	}
-	n = w.several(n, only)
+	n = w.several(n)
 	list := n.of.(*several)
 	list.sources = append(list.sources, s)
 	return t.put(w.edit, hash, k, n, hashOf)
 }
 
 // leave takes a source from a name or address.
-func leave[K comparable](w *work, t trie[K, *node], hash uint64, k K, s source, only netip.Addr, hashOf func(K) uint64) trie[K, *node] {
+func leave[K comparable](w *work, t trie[K, *node], hash uint64, k K, s source, hashOf func(K) uint64) trie[K, *node] {
 	n, ok := t.get(hash, func(have K) bool { return have == k })
 	switch {
 	case !ok:
 		return t
-	case n.of == s:
+	case n.len() == 1 && n.source(0) == s:
 		return t.delete(w.edit, hash, k)
 	}
 	i := slices.Index(n.sources(), s)
@@ -107,27 +89,23 @@ func leave[K comparable](w *work, t trie[K, *node], hash uint64, k K, s source, 
 	}
 	if n.len() == 2 {
 		delete(w.nodes, n)
-		return t.put(w.edit, hash, k, w.alone(n.source(1-i), only), hashOf)
+		return t.put(w.edit, hash, k, w.alone(n.source(1-i)), hashOf)
 	}
-	n = w.several(n, only)
+	n = w.several(n)
 	list := n.of.(*several)
 	list.sources = slices.Delete(list.sources, i, i+1)
 	return t.put(w.edit, hash, k, n, hashOf)
 }
 
-// touch makes a node anew whose source is the same but no longer, or again, an
-// answer.
-func touch[K comparable](w *work, t trie[K, *node], hash uint64, k K, s source, own *node, only netip.Addr, hashOf func(K) uint64) trie[K, *node] {
-	n, ok := t.get(hash, func(have K) bool { return have == k })
-	switch {
-	case !ok:
-		return t
-	case n.sources() != nil:
-		own = w.several(n, only)
-	case n.of != s:
+// touch makes a name's node anew if it has sets, as s is no longer, or again,
+// an answer.
+func (w *work) touch(t trie[string, *node], k string, s source) trie[string, *node] {
+	hash := w.hashOf(k)
+	n, ok := t.get(hash, func(have string) bool { return have == k })
+	if !ok || !slices.Contains(n.sources(), s) {
 		return t
 	}
-	return t.put(w.edit, hash, k, own, hashOf)
+	return t.put(w.edit, hash, k, w.several(n), w.hashOf)
 }
 
 func (w *work) hashOf(k string) uint64 { return maphash.String(w.edit.seed, k) }
@@ -157,12 +135,6 @@ func (w *work) tidy(name string, sp *space) {
 	}
 }
 
-// shared tells whether e has at most one address per family, so that its node
-// serves as those of its addresses, too.
-func shared(e *endpoint.Endpoint) bool {
-	return len(e.Addresses) < 2 || len(e.Addresses) == 2 && e.Addresses[0].Is4() != e.Addresses[1].Is4()
-}
-
 // everyName calls f with each name that e has in the zone.
 func (w *work) everyName(e *endpoint.Endpoint, f func(sp *space, label string)) {
 	parent := w.st.parent(e)
@@ -179,27 +151,28 @@ func (w *work) everyName(e *endpoint.Endpoint, f func(sp *space, label string)) 
 	w.tidy(parent, sp)
 }
 
-// own is the node of e alone, and the function that gives those of its
-// addresses.
-func (w *work) own(e *endpoint.Endpoint) (n *node, at func(netip.Addr) *node) {
-	n = w.alone(e, netip.Addr{})
-	if shared(e) {
-		return n, func(netip.Addr) *node { return n }
+// addAddresses has s found by its addresses, of which own, its node, is one.
+func (w *work) addAddresses(s source, own *node, list []netip.Addr) {
+	for _, a := range list {
+		w.z.addrs = join(w, w.z.addrs, w.hashOfAddr(key(a)), key(a), s, own, w.hashOfAddr)
 	}
-	return n, func(a netip.Addr) *node { return w.alone(e, a) }
+}
+
+func (w *work) removeAddresses(s source, list []netip.Addr) {
+	for _, a := range list {
+		w.z.addrs = leave(w, w.z.addrs, w.hashOfAddr(key(a)), key(a), s, w.hashOfAddr)
+	}
 }
 
 func (w *work) addEndpoint(e *endpoint.Endpoint) {
 	if !w.ours(e.Tenant) {
 		return
 	}
-	n, at := w.own(e)
+	n := w.alone(e)
 	w.everyName(e, func(sp *space, label string) {
-		sp.names = join(w, sp.names, w.hashOf(label), label, e, n, netip.Addr{}, w.hashOf)
+		sp.names = join(w, sp.names, w.hashOf(label), label, e, n, w.hashOf)
 	})
-	for _, a := range e.Addresses {
-		w.z.addrs = join(w, w.z.addrs, w.hashOfAddr(key(a)), key(a), e, at(a), a, w.hashOfAddr)
-	}
+	w.addAddresses(e, n, e.Addresses)
 	if len(e.Addresses) > 0 {
 		w.space(w.st.podSpace(e)).pods++
 	}
@@ -214,11 +187,9 @@ func (w *work) removeEndpoint(e *endpoint.Endpoint) {
 		return
 	}
 	w.everyName(e, func(sp *space, label string) {
-		sp.names = leave(w, sp.names, w.hashOf(label), label, e, netip.Addr{}, w.hashOf)
+		sp.names = leave(w, sp.names, w.hashOf(label), label, e, w.hashOf)
 	})
-	for _, a := range e.Addresses {
-		w.z.addrs = leave(w, w.z.addrs, w.hashOfAddr(key(a)), key(a), e, a, w.hashOfAddr)
-	}
+	w.removeAddresses(e, e.Addresses)
 	if len(e.Addresses) > 0 {
 		name := w.st.podSpace(e)
 		sp := w.space(name)
@@ -237,13 +208,7 @@ func (w *work) touchEndpoint(e *endpoint.Endpoint) {
 	if !w.ours(e.Tenant) {
 		return
 	}
-	n, at := w.own(e)
-	w.everyName(e, func(sp *space, label string) {
-		sp.names = touch(w, sp.names, w.hashOf(label), label, e, n, netip.Addr{}, w.hashOf)
-	})
-	for _, a := range e.Addresses {
-		w.z.addrs = touch(w, w.z.addrs, w.hashOfAddr(key(a)), key(a), e, at(a), a, w.hashOfAddr)
-	}
+	w.everyName(e, func(sp *space, label string) { sp.names = w.touch(sp.names, label, e) })
 	w.picks.each(e, func(s *service.Service) { w.service(s) })
 }
 
@@ -251,11 +216,11 @@ func (w *work) addName(n *Name) {
 	if !w.ours(n.Tenant) || endpoint.Reserved(n.Network) {
 		return
 	}
-	own := w.alone(n, netip.Addr{})
+	own := w.alone(n)
 	sp := w.space(n.Network)
 	if !strings.Contains(n.Name, ".") {
 		if !w.st.isServer(n.Name, n.Network) {
-			sp.names = join(w, sp.names, w.hashOf(n.Name), n.Name, n, own, netip.Addr{}, w.hashOf)
+			sp.names = join(w, sp.names, w.hashOf(n.Name), n.Name, n, own, w.hashOf)
 		}
 	} else if wire := deepKey(n.Name); wire != "" {
 		w.deep(sp, wire, func(d *deepNode) { d.node = own })
@@ -264,9 +229,7 @@ func (w *work) addName(n *Name) {
 		}
 	}
 	w.tidy(n.Network, sp)
-	for _, a := range n.Addresses {
-		w.z.addrs = join(w, w.z.addrs, w.hashOfAddr(key(a)), key(a), n, w.alone(n, a), a, w.hashOfAddr)
-	}
+	w.addAddresses(n, own, n.Addresses)
 }
 
 func (w *work) removeName(n *Name) {
@@ -275,7 +238,7 @@ func (w *work) removeName(n *Name) {
 	}
 	sp := w.space(n.Network)
 	if !strings.Contains(n.Name, ".") {
-		sp.names = leave(w, sp.names, w.hashOf(n.Name), n.Name, n, netip.Addr{}, w.hashOf)
+		sp.names = leave(w, sp.names, w.hashOf(n.Name), n.Name, n, w.hashOf)
 	} else if wire := deepKey(n.Name); wire != "" {
 		w.deep(sp, wire, func(d *deepNode) { d.node = nil })
 		for up := wire[1+int(wire[0]):]; up != ""; up = up[1+int(up[0]):] {
@@ -283,9 +246,7 @@ func (w *work) removeName(n *Name) {
 		}
 	}
 	w.tidy(n.Network, sp)
-	for _, a := range n.Addresses {
-		w.z.addrs = leave(w, w.z.addrs, w.hashOfAddr(key(a)), key(a), n, a, w.hashOfAddr)
-	}
+	w.removeAddresses(n, n.Addresses)
 }
 
 // deepKey is a name of several labels without the root; "" if it is none.
@@ -311,12 +272,12 @@ func (w *work) deep(sp *space, wire string, change func(*deepNode)) {
 
 // finish makes the records of what this build changed.
 func (w *work) finish() {
-	for n, only := range w.nodes {
+	for n := range w.nodes {
 		l := make(addresses, 0, n.len())
 		for _, s := range n.sources() {
-			l.add(w.st, s, only)
+			l.add(w.st, s)
 		}
-		n.sets = l.sets()
+		n.of.(*several).sets = l.sets()
 	}
 	for _, v := range w.services {
 		v.finish(w.st)

@@ -40,23 +40,37 @@ type State struct {
 type Set struct {
 	Owner []byte // in wire format, lower case; nil: the question's name
 	Type  uint16
-	// Data of each record, names in it uncompressed. Their order is free within
-	// Data[:Local], which come first, and within the rest: this host's before
-	// others', and of the names of an address the container's.
+	// Addrs are what the records of A and AAAA say, Data that of others, names
+	// in it uncompressed.
+	Addrs []netip.Addr
 	Data  [][]byte
+	// Local of them come first: this host's before others', and of the names of
+	// an address the container's. Their order is free within these, and within
+	// the rest.
 	Local int
 }
 
 // Answer is what a Zone says to a question.
 type Answer struct {
 	// Apex of the zone that answers, in wire format, lower case: the owner of
-	// the SOA record that belongs in the authority section if Sets is empty. It
-	// may be a part of the question's name.
+	// the SOA record that belongs in the authority section if NoData. It may be
+	// a part of the question's name.
 	Apex []byte
-	// Unknown: whether the name exists cannot be told yet (see State.Partial).
+	// Unknown: nothing can be told, as whether the name exists is not known yet
+	// (see State.Partial), or as its aliases lead in a circle.
 	Unknown bool
-	// NameError: the name does not exist (NXDOMAIN), nor does any below it.
+	// NameError: the name does not exist (NXDOMAIN), nor does any below it. Of
+	// an alias that holds of the name that it leads to (RFC 6604, section 3).
 	NameError bool
-	Sets      []Set // the answer section; empty: no data
-	Extra     []Set // the additional section
+	// Set is what the question's name has, or its alias (CNAME), and More, behind
+	// it in the answer section, what that leads to. Type 0: nothing.
+	Set  Set
+	More []Set
+	// NoData: there are at most aliases, and the SOA record belongs in the
+	// authority section.
+	NoData bool
+	// Outside is the name, in wire format, lower case, of another's zone that
+	// the last alias leads to: what it has goes behind More. nil: that is all.
+	Outside []byte
+	Extra   []Set // the additional section
 }

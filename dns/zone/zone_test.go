@@ -54,7 +54,19 @@ func pairsOf(pairs string) map[string]string {
 	return m
 }
 
-func sick(e *endpoint.Endpoint) { e.Unhealthy = map[string]string{"web": "connection refused"} }
+// sick makes an endpoint unhealthy for some services.
+func sick(services string) func(*endpoint.Endpoint) {
+	return func(e *endpoint.Endpoint) {
+		e.Unhealthy = map[string]string{}
+		for s := range strings.FieldsSeq(services) {
+			e.Unhealthy[s] = "connection refused"
+		}
+	}
+}
+
+func external(name, target string) *service.Service {
+	return &service.Service{Tenant: "default", Network: "default", Name: name, External: target}
+}
 
 // example has one of everything.
 func example() State {
@@ -66,7 +78,7 @@ func example() State {
 		Endpoints: []*endpoint.Endpoint{
 			container(1, "host1", "10.1.19.3 fd00:1:19::3", "web web-1", labelled("app=sample tier=front")),
 			container(2, "host2", "10.1.20.3", "web", labelled("app=sample")),
-			container(3, "host2", "10.1.20.4", "web sick", labelled("app=sample"), sick),
+			container(3, "host2", "10.1.20.4", "web sick", labelled("app=sample"), sick("headless frontend")),
 			container(4, "host3", "10.1.21.3", "web gone", labelled("app=sample")),
 			container(5, "host2", "10.1.20.5", "db", in("default", "default", "prod"), labelled("app=db")),
 			container(6, "host2", "10.1.20.6 10.1.20.7", "two"),
@@ -81,6 +93,10 @@ func example() State {
 			container(15, "host2", "192.168.7.9", "edge"),
 			container(16, "host2", "10.1.20.13", "short", func(e *endpoint.Endpoint) { e.Container = "Abc" }),
 			container(17, "host2", "10.1.20.14", "Odd odd.name -x", func(e *endpoint.Endpoint) { e.Container = "with.dots" }),
+			container(18, "host1", "10.1.19.18 fd00:1:19::18", "named-1", labelled("app=named flanneld.io/port-web=8081 flanneld.io/port-odd=http")),
+			container(19, "host2", "10.1.20.19", "named-2", labelled("app=named flanneld.io/port-web=8082"), sick("other")),
+			container(20, "host2", "10.1.20.20", "named-3", labelled("app=named")),
+			container(21, "host2", "10.1.20.21", "named-4", labelled("app=named flanneld.io/port-web=8083"), sick("named")),
 		},
 		Services: []*service.Service{
 			{Tenant: "default", Network: "default", Name: "frontend", Selector: pairsOf("app=sample"), VirtualIPs: addrs("10.0.0.80 fd00:1:ffff::80"),
@@ -89,6 +105,17 @@ func example() State {
 				Ports: []service.Port{{Name: "http", Port: 8888, Target: 80, Protocol: "tcp"}}},
 			{Tenant: "default", Network: "default", Name: "listed", Endpoints: addrs("192.0.2.1 10.1.20.6 172.20.0.1"), Ports: []service.Port{{Port: 1, Protocol: "sctp"}}},
 			{Tenant: "default", Network: "default", Name: "nobody", Selector: pairsOf("app=none"), Ports: []service.Port{{Name: "http", Port: 80, Protocol: "tcp"}}},
+			{Tenant: "default", Network: "default", Name: "named", Selector: pairsOf("app=named"), Endpoints: addrs("192.0.2.3"), Ports: []service.Port{
+				{Name: "web", Port: 80, TargetName: "web", Protocol: "tcp"}, {Name: "odd", Port: 81, TargetName: "odd", Protocol: "tcp"}, {Name: "any", Port: 82, Protocol: "tcp"}}},
+			{Tenant: "default", Network: "default", Name: "virtual", Selector: pairsOf("app=named"), VirtualIPs: addrs("10.0.0.81"),
+				Ports: []service.Port{{Name: "web", Port: 80, TargetName: "web", Protocol: "tcp"}}},
+			{Tenant: "default", Network: "default", Name: "other", Selector: pairsOf("app=named")},
+			external("out", "WWW.Example.com."), external("in", "headless.default.svc.cluster.local"), external("twice", "in.default.svc.Cluster.local"),
+			external("far", "twice.default.svc.cluster.local."), external("thrice-out", "out.default.svc.cluster.local"),
+			external("port", "_http._tcp.headless.default.svc.cluster.local"), external("vanished", "nope.default.cluster.local"),
+			external("without", "six.default.cluster.local"), external("self", "self.default.svc.cluster.local"),
+			external("ping", "pong.default.svc.cluster.local"), external("pong", "ping.default.svc.cluster.local"),
+			external("reverse", "3.20.1.10.in-addr.arpa"), external("short", "headless.default.svc"),
 			{Tenant: "default", Network: "default", Name: "narrow", Selector: pairsOf("app=sample tier=front")},
 			{Tenant: "default", Network: "back", Name: "frontend", Selector: pairsOf("app=sample")},
 			{Tenant: "blue", Network: "front", Name: "shop", Endpoints: addrs("10.9.9.9")},
@@ -130,12 +157,12 @@ func ask(z *Zone, name string, qtype uint16) string {
 	if !ours {
 		return "upstream"
 	}
-	if a.NameError {
-		return "NXDOMAIN " + Text(a.Apex)
-	}
-	line := shown(a.Sets)
-	if line == "" {
-		line = "nothing " + Text(a.Apex)
+	line := shown(a.sets())
+	for what, is := range map[string]bool{"NXDOMAIN " + Text(a.Apex): a.NameError, "nothing " + Text(a.Apex): a.NoData && !a.NameError,
+		"unknown": a.Unknown, "and " + Text(a.Outside): a.Outside != nil} {
+		if is {
+			line = strings.TrimSpace(line + " " + what)
+		}
 	}
 	if extra := shown(a.Extra); extra != "" {
 		line += " + " + extra
@@ -147,7 +174,7 @@ func shown(sets []Set) string {
 	var parts []string
 	for _, s := range sets {
 		var local, rest []string
-		for i, d := range s.Data {
+		for i, d := range s.data() {
 			if t := dataText(s.Type, d); i < s.Local {
 				local = append(local, t)
 			} else {

@@ -46,30 +46,6 @@ func (c *Client) Status(ctx context.Context) (Status, error) {
 	return s, c.do(ctx, http.MethodGet, "/v1/status", nil, &s)
 }
 
-// Services lists all services, by tenant, network and name.
-func (c *Client) Services(ctx context.Context) ([]Service, error) {
-	var l ServiceList
-	err := c.do(ctx, http.MethodGet, "/v1/services", nil, &l)
-	return l.Services, err
-}
-
-// CreateService makes a service. Another one of that name is an *Error with
-// StatusConflict unless replace is set; an equal one is no error and stays.
-func (c *Client) CreateService(ctx context.Context, s Service, replace bool) (Change, error) {
-	path := "/v1/services/" + keyPath(s.Tenant, s.Network, s.Name)
-	if replace {
-		path += "?replace=true"
-	}
-	var ch Change
-	return ch, c.do(ctx, http.MethodPut, path, s, &ch)
-}
-
-// DeleteService removes a service; an *Error with StatusNotFound if there is
-// none.
-func (c *Client) DeleteService(ctx context.Context, tenant, network, name string) error {
-	return c.do(ctx, http.MethodDelete, "/v1/services/"+keyPath(tenant, network, name), nil, nil)
-}
-
 // Names lists the names that were added by hand, by tenant, network and name.
 func (c *Client) Names(ctx context.Context) ([]Name, error) {
 	var l NameList

@@ -29,47 +29,6 @@ type Upstream struct {
 	Healthy bool           `json:"healthy"`
 }
 
-// Service is a name for endpoints that are chosen by their labels:
-// /v1/services/<tenant>/<network>/<name>.
-type Service struct {
-	Tenant  string `json:"tenant"`
-	Network string `json:"network"`
-	Name    string `json:"name"`
-
-	Ports []Port `json:"ports,omitempty"`
-	// Selector: endpoints with all of these labels belong to the service.
-	Selector map[string]string `json:"selector,omitempty"`
-	// Endpoints are listed by hand, beside those of the Selector.
-	Endpoints  []netip.Addr `json:"endpoints,omitempty"`
-	Headless   bool         `json:"headless,omitempty"`
-	VirtualIPs []netip.Addr `json:"virtual_ips,omitempty"`
-
-	// State is told by the daemon and ignored when a service is made.
-	State *ServiceState `json:"state,omitempty"`
-}
-
-// ServiceState is what is behind a service now.
-type ServiceState struct {
-	Endpoints int `json:"endpoints"`          // that are answers
-	LeftOut   int `json:"left_out,omitempty"` // selected, but unhealthy or on a silent host
-}
-
-// Port is one port of a service.
-type Port struct {
-	Name   string `json:"name,omitempty"`
-	Port   uint16 `json:"port"`
-	Target uint16 `json:"target,omitempty"` // on the endpoints; 0: Port, or TargetName's
-	// TargetName is a port as containers name it: label flanneld.io/port-<name>.
-	TargetName string `json:"target_name,omitempty"`
-	Protocol   string `json:"protocol"`            // tcp, udp or sctp
-	NodePort   uint16 `json:"node_port,omitempty"` // of every host; 0: none
-}
-
-// ServiceList is GET /v1/services.
-type ServiceList struct {
-	Services []Service `json:"services"`
-}
-
 // Name is a name that was added by hand: /v1/names/<tenant>/<network>/<name>.
 type Name struct {
 	Tenant    string       `json:"tenant"`
@@ -86,12 +45,20 @@ type NameList struct {
 
 // Change is the answer to what makes, alters or removes something.
 type Change struct {
-	// Changed is false if all was as asked for before.
+	// Changed is false if all was as asked for before; Created: it was not there.
 	Changed bool `json:"changed"`
+	Created bool `json:"created,omitempty"`
 	// Name in full, under which it is answered, and the addresses that it has
-	// now, of a name added by hand.
+	// now: those of a name added by hand, or the virtual ones of a service.
 	FQDN      string       `json:"fqdn"`
 	Addresses []netip.Addr `json:"addresses,omitempty"`
+	// Fields are what changed of a service that was there.
+	Fields []string `json:"fields,omitempty"`
+	// Note is what nobody asked for: a record that could not be read was
+	// replaced.
+	Note string `json:"note,omitempty"`
+	// Service as it is now; nil of other things, and if it is gone.
+	Service *Service `json:"service,omitempty"`
 }
 
 // Lookup is GET /v1/lookup?name=&type=: what a container of the pod network
@@ -138,7 +105,7 @@ type LeftOut struct {
 
 // Error is what the daemon says when it does not do what it was asked.
 type Error struct {
-	Status int `json:"-"` // http.StatusBadRequest, NotFound, Conflict, ServiceUnavailable
+	Status int `json:"-"` // http.StatusBadRequest, NotFound, Conflict, PreconditionFailed, ServiceUnavailable
 	// Message says what is wrong of which thing and what cures it, in one or
 	// more sentences.
 	Message string `json:"error"`

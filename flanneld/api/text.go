@@ -7,18 +7,78 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+	"time"
 )
 
 // String is a port as the command line takes it: [name=]port[:target]/protocol.
+// The node port is none of it.
 func (p Port) String() string {
 	s := strconv.Itoa(int(p.Port))
 	if p.Name != "" {
 		s = p.Name + "=" + s
 	}
-	if p.Target != 0 && p.Target != p.Port {
+	switch {
+	case p.TargetName != "":
+		s += ":" + p.TargetName
+	case p.Target != 0 && p.Target != p.Port:
 		s += ":" + strconv.Itoa(int(p.Target))
 	}
 	return s + "/" + cmp.Or(p.Protocol, "tcp")
+}
+
+// NodePortText is the node port with what leads to it: [name=]number/protocol.
+func (p Port) NodePortText() string {
+	s := strconv.Itoa(int(p.NodePort))
+	if p.NodePortAuto {
+		s = "auto"
+	}
+	if p.Name != "" {
+		s = p.Name + "=" + s
+	}
+	return s + "/" + cmp.Or(p.Protocol, "tcp")
+}
+
+// AffinityText is the affinity as the command line takes it; "": none.
+func (s Service) AffinityText() string {
+	if s.Affinity == 0 {
+		return ""
+	}
+	return "client-ip=" + span(s.Affinity)
+}
+
+// String is the check with what of it is not as usual; "" of nil.
+func (h *Health) String() string {
+	if h == nil {
+		return ""
+	}
+	s := h.Type
+	if h.Path != "" {
+		s += ":" + h.Path
+	}
+	for _, part := range []struct {
+		name    string
+		seconds int
+	}{{"every ", h.Interval}, {"timeout ", h.Timeout}} {
+		if part.seconds != 0 {
+			s += ", " + part.name + span(part.seconds)
+		}
+	}
+	if h.Threshold != 0 {
+		s += ", " + strconv.Itoa(h.Threshold) + " in a row"
+	}
+	return s
+}
+
+// span is a time without its zeroes: 3h, 1h30m, 90s is 1m30s.
+func span(seconds int) string {
+	s := (time.Duration(seconds) * time.Second).String()
+	if strings.HasSuffix(s, "m0s") {
+		s = strings.TrimSuffix(s, "0s")
+	}
+	if strings.HasSuffix(s, "h0m") {
+		s = strings.TrimSuffix(s, "0m")
+	}
+	return s
 }
 
 // Labels are labels as the command line takes them, sorted: k=v,k=v.

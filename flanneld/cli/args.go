@@ -155,3 +155,21 @@ func outputFlag(fs *flag.FlagSet) *output {
 	fs.Var(&o, "o", "output `FORMAT`: text or json")
 	return &o
 }
+
+// addLabels reads k=v,k=v into a map.
+func addLabels(m *map[string]string, text string) error {
+	if *m == nil {
+		*m = map[string]string{}
+	}
+	for part := range strings.SplitSeq(text, ",") {
+		k, v, ok := strings.Cut(strings.TrimSpace(part), "=")
+		if !ok || k == "" {
+			return fmt.Errorf("%q: give LABEL=VALUE, such as app=sample", part)
+		}
+		if was, ok := (*m)[k]; ok && was != v {
+			return fmt.Errorf("label %s is given twice, as %q and as %q", k, was, v)
+		}
+		(*m)[k] = v
+	}
+	return nil
+}

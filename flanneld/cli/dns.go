@@ -103,6 +103,9 @@ func nameChanged(stdout, stderr io.Writer, ch api.Change, err error) int {
 	default:
 		fmt.Fprintln(stdout, ch.FQDN, join(ch.Addresses))
 	}
+	if ch.Note != "" {
+		fmt.Fprintln(stderr, ch.Note)
+	}
 	return exitOK
 }
 

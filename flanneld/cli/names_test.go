@@ -57,7 +57,10 @@ func client(t *testing.T, answers map[string]any) (*api.Client, *canned) {
 // do runs a command line, such as "service list".
 func do(t *testing.T, c *api.Client, line string) (code int, stdout, stderr string) {
 	t.Helper()
-	groups := map[string]func(context.Context, *api.Client, []string, io.Writer, io.Writer) int{"service": serviceWith, "dns": dnsWith}
+	groups := map[string]func(context.Context, *api.Client, []string, io.Writer, io.Writer) int{"service": serviceWith, "dns": dnsWith, "publish": publishWith, "endpoint": endpointWith,
+		"apply": func(ctx context.Context, c *api.Client, args []string, stdout, stderr io.Writer) int {
+			return applyWith(ctx, c, strings.NewReader(""), args, stdout, stderr)
+		}}
 	args := strings.Fields(line)
 	var out, errs strings.Builder
 	code = groups[args[0]](t.Context(), c, args[1:], &out, &errs)
@@ -71,78 +74,19 @@ func ips(s ...string) (out []netip.Addr) {
 	return out
 }
 
-func TestServiceIsCreatedAsTyped(t *testing.T) {
-	const put = "PUT /v1/services/default/default/web"
-	for line, want := range map[string]string{
-		"service create web --port 80 --selector app=sample": `{"tenant":"default","network":"default","name":"web","ports":[{"port":80,"protocol":"tcp"}],"selector":{"app":"sample"}}`,
-		"service create --port=http=80:8080 -port dns=53/UDP web -selector app=sample,tier=front -selector x=": `{"tenant":"default","network":"default","name":"web","ports":[{"name":"http","port":80,"target":8080,"protocol":"tcp"},` +
-			`{"name":"dns","port":53,"protocol":"udp"}],"selector":{"app":"sample","tier":"front","x":""}}`,
-		"service create web --headless --endpoint 192.0.2.7 --endpoint 2001:db8::7,192.0.2.8": `{"tenant":"default","network":"default","name":"web","endpoints":["192.0.2.7","2001:db8::7","192.0.2.8"],"headless":true}`,
-	} {
-		c, d := client(t, map[string]any{put: api.Change{Changed: true, FQDN: "web.default.svc.cluster.local"}})
-		code, out, errs := do(t, c, line)
-		if code != exitOK || out != "web.default.svc.cluster.local\n" || errs != "" {
-			t.Errorf("%s: exit code %d, %q, %q", line, code, out, errs)
-		}
-		if len(d.asked) != 1 || d.asked[0] != put+" "+want {
-			t.Errorf("%s: asked %q", line, d.asked)
-		}
-	}
-}
-
-func TestServiceThatExistsIsSaidToExist(t *testing.T) {
-	conflict := api.Conflict("there is a service web already, which differs (headless: true instead of false): nothing was changed; add --replace to make it as you say")
-	c, _ := client(t, map[string]any{
-		"PUT /v1/services/default/default/same":             api.Change{FQDN: "same.default.svc.cluster.local"},
-		"PUT /v1/services/default/default/web":              conflict,
-		"PUT /v1/services/default/default/web?replace=true": api.Change{Changed: true, FQDN: "web.default.svc.cluster.local"},
-		"PUT /v1/services/default/default/wrong":            api.Invalid("Ports[0].Port", "0", "must be from 1 to 65535"),
-	})
-	for line, want := range map[string]struct {
-		code      int
-		out, errs string
-	}{
-		"service create same --selector a=b":          {exitOK, "same.default.svc.cluster.local exists already, unchanged\n", ""},
-		"service create web --selector a=b":           {exitFailure, "", "flanneld: " + conflict.Message + "\n"},
-		"service create web --selector a=b --replace": {exitOK, "web.default.svc.cluster.local\n", ""},
-		"service create wrong --selector a=b":         {exitUsage, "", "flanneld: Ports[0].Port \"0\": must be from 1 to 65535\n"},
-	} {
-		if code, out, errs := do(t, c, line); code != want.code || out != want.out || errs != want.errs {
-			t.Errorf("%s: exit code %d, %q, %q", line, code, out, errs)
-		}
-	}
-}
-
 func TestMistypedNamesCommandsSayWhatToType(t *testing.T) {
 	c, d := client(t, nil)
 	for line, says := range map[string]string{
-		"service":                               "create",
-		"service make web":                      "create, delete, list",
-		"service create":                        "needed after the command",
-		"service create a b --selector a=b":     `"b"`,
-		"service create web":                    "--selector",
-		"service create web --selector a":       "LABEL=VALUE",
-		"service create web --selector a=1,a=2": "twice",
-		"service create web --port":             "port",
-		"service create web --port http":        "http=8888",
-		"service create web --port 0":           "65535",
-		"service create web --port 70000":       "65535",
-		"service create web --port 80/http":     "sctp",
-		"service create web --port 80:x":        `"x"`,
-		"service create web --port =80":         "empty",
-		"service create web --endpoint web":     "192.0.2.7",
-		"service list -o yaml":                  "json",
-		"service delete":                        "needed after the command",
-		"dns":                                   "lookup",
-		"dns find web":                          "lookup",
-		"dns add db":                            "needed after the command",
-		"dns add 192.0.2.7 db":                  "name comes first",
-		"dns add db 192.0.2":                    "192.0.2.7",
-		"dns remove":                            "needed after the command",
-		"dns lookup":                            "needed after the command",
-		"dns lookup web ADDRESS":                "AAAA",
-		"dns lookup web A B":                    `"B"`,
-		"dns lookup web --verbose":              "verbose",
+		"dns":                      "lookup",
+		"dns find web":             "lookup",
+		"dns add db":               "needed after the command",
+		"dns add 192.0.2.7 db":     "name comes first",
+		"dns add db 192.0.2":       "192.0.2.7",
+		"dns remove":               "needed after the command",
+		"dns lookup":               "needed after the command",
+		"dns lookup web ADDRESS":   "AAAA",
+		"dns lookup web A B":       `"B"`,
+		"dns lookup web --verbose": "verbose",
 	} {
 		if code, _, errs := do(t, c, line); code != exitUsage || !strings.Contains(errs, says) {
 			t.Errorf("%s: exit code %d, said %q", line, code, errs)
@@ -155,13 +99,13 @@ func TestMistypedNamesCommandsSayWhatToType(t *testing.T) {
 
 func TestEveryNamesCommandHasHelpWithAnExample(t *testing.T) {
 	c, _ := client(t, nil)
-	for _, line := range []string{"service create", "service list", "service delete", "dns lookup", "dns add", "dns remove", "dns list"} {
+	for _, line := range []string{"dns lookup", "dns add", "dns remove", "dns list"} {
 		code, out, _ := do(t, c, line+" --help")
 		if code != exitOK || !strings.Contains(out, "\n  flanneld "+line) {
 			t.Errorf("%s: exit code %d, help without an example:\n%s", line, code, out)
 		}
 	}
-	for _, line := range []string{"service help", "dns --help"} {
+	for _, line := range []string{"dns --help"} {
 		if code, out, _ := do(t, c, line); code != exitOK || !strings.HasPrefix(out, "usage: flanneld") {
 			t.Errorf("%s: exit code %d\n%s", line, code, out)
 		}
@@ -181,7 +125,6 @@ func TestNamesAreAddedAndRemovedAsTyped(t *testing.T) {
 		"dns add old --network default 192.0.2.7":               "old.default.cluster.local 192.0.2.7, unchanged\n",
 		"dns remove db 192.0.2.7,2001:db8::7 --network=default": "db.default.cluster.local is gone\n",
 		"dns remove www.shop":                                   "www.shop.default.cluster.local is gone\n",
-		"service delete web":                                    "",
 	} {
 		if code, out, errs := do(t, c, line); code != exitOK || out != want {
 			t.Errorf("%s: exit code %d, %q, %q", line, code, out, errs)
@@ -196,8 +139,9 @@ func lists() map[string]any {
 	return map[string]any{
 		"GET /v1/services": api.ServiceList{Services: []api.Service{
 			{Tenant: "default", Network: "default", Name: "db", Ports: []api.Port{{Port: 5432, Protocol: "tcp"}}, Endpoints: ips("192.0.2.7", "192.0.2.8"), Headless: true, State: &api.ServiceState{Endpoints: 2}},
-			{Tenant: "default", Network: "default", Name: "frontend", Ports: []api.Port{{Name: "http", Port: 80, Target: 8888, Protocol: "tcp"}, {Name: "dns", Port: 53, Protocol: "udp"}},
+			{Tenant: "default", Network: "default", Name: "frontend", Ports: []api.Port{{Name: "http", Port: 80, Target: 8888, Protocol: "tcp", NodePort: 30080}, {Name: "dns", Port: 53, Protocol: "udp"}},
 				Selector: map[string]string{"tier": "front", "app": "sample"}, VirtualIPs: ips("10.0.0.20"), State: &api.ServiceState{Endpoints: 3, LeftOut: 1}},
+			{Tenant: "default", Network: "default", Name: "mail", External: "mx.example.com", State: &api.ServiceState{}},
 			{Tenant: "default", Network: "default", Name: "none", Selector: map[string]string{"app": "x"}, State: &api.ServiceState{}},
 		}},
 		"GET /v1/names": api.NameList{Names: []api.Name{
@@ -283,23 +227,4 @@ func TestOlderDaemonIsSaidToBeOlder(t *testing.T) {
 	if code, _, errs := do(t, api.NewClient(socket), "service list"); code != exitFailure || !strings.Contains(errs, "restart it") {
 		t.Errorf("exit code %d, said %q", code, errs)
 	}
-}
-
-func FuzzPort(f *testing.F) {
-	for _, s := range []string{"80", "http=80:8080/tcp", "dns=53/udp", "=", ":", "/", "80:"} {
-		f.Add(s)
-	}
-	f.Fuzz(func(t *testing.T, s string) {
-		p, err := parsePort(s)
-		if err != nil {
-			return
-		}
-		again, err := parsePort(p.String())
-		if p.Target == p.Port {
-			again.Target = p.Target
-		}
-		if err != nil || again != p {
-			t.Errorf("%q is %v, which is %v, %v", s, p, again, err)
-		}
-	})
 }

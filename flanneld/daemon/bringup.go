@@ -48,6 +48,7 @@ func driverNames() []string { return slices.Sorted(maps.Keys(drivers(routed.Opti
 // nothing if all is as before, and after an error the former device stays.
 func (n *network) bringUp(ctx context.Context) error {
 	c, u := n.view.Config, n.underlay
+	n.openServices(c.Services)
 	same := n.device != nil && c.Equal(n.opened)
 	if !same || n.relook {
 		var err error
@@ -81,6 +82,15 @@ func (n *network) bringUp(ctx context.Context) error {
 	n.unresolved = true
 	n.probes.epoch++
 	return n.prepareHost(ctx)
+}
+
+// openServices takes other networks for services, which no device cares about.
+func (n *network) openServices(networks []netip.Prefix) {
+	if n.device != nil && !slices.Equal(networks, n.opened.Services) {
+		n.opened.Services = networks
+		n.turn++
+		n.unresolved = true
+	}
 }
 
 // say tells the keeper what this host's lease and record have to say, if

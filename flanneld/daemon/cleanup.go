@@ -12,6 +12,7 @@ import (
 
 	"github.com/flanneld/flanneld/backend/routed"
 	"github.com/flanneld/flanneld/cni/install"
+	"github.com/flanneld/flanneld/endpoint"
 	"github.com/flanneld/flanneld/flanneld/api"
 	"github.com/flanneld/flanneld/flanneld/config"
 	"github.com/flanneld/flanneld/ipam"
@@ -20,7 +21,6 @@ import (
 	"github.com/flanneld/flanneld/kernel/link"
 	"github.com/flanneld/flanneld/kernel/nft"
 	"github.com/flanneld/flanneld/kernel/nft/cnitable"
-	"github.com/flanneld/flanneld/kernel/rules"
 	"github.com/flanneld/flanneld/store/etcd"
 	"github.com/flanneld/flanneld/subnet"
 )
@@ -55,7 +55,8 @@ func release(ctx context.Context, cfg *config.Config, log *slog.Logger) {
 	st, err := etcd.New((*embeddedServer)(nil).client(cfg, log))
 	if err == nil {
 		defer st.Close()
-		err = subnet.Release(ctx, st, cfg.Etcd.Prefix, strings.TrimSpace(string(id)))
+		identity := strings.TrimSpace(string(id))
+		err = errors.Join(endpoint.Release(ctx, st, cfg.Etcd.Prefix, identity), subnet.Release(ctx, st, cfg.Etcd.Prefix, identity))
 	}
 	if err != nil {
 		log.Warn("lease not given back, it expires by itself within 24 hours", "error", err)
@@ -72,9 +73,8 @@ func clean(ctx context.Context, cfg *config.Config, log *slog.Logger) error {
 	// Engines first, so that nothing is plugged in any more.
 	errs = append(errs, install.Remove(install.Options{}))
 	errs = append(errs, withdraw(ctx, cfg))
-	errs = append(errs, cleanRules(ctx), cleanContainers(ctx), cleanAddresses())
-	report, err := host.Cleanup(ctx, host.Options{})
-	errs = append(errs, err)
+	report, err := host.Cleanup(ctx, host.Options{}) // before the rules that make its settings harmless
+	errs = append(errs, err, cleanRules(ctx), cleanContainers(ctx), cleanAddresses())
 	for _, line := range report {
 		log.Info("host cleaned up", "change", line)
 	}
@@ -156,7 +156,8 @@ func cleanContainers(ctx context.Context) error {
 	return errors.Join(errs...)
 }
 
-// cleanAddresses takes this host the addresses that it had on no link.
+// cleanAddresses takes this host the addresses that it had on no link, and its
+// way to those of services.
 func cleanAddresses() error {
 	h, err := link.Open()
 	if err != nil {
@@ -164,20 +165,13 @@ func cleanAddresses() error {
 	}
 	defer h.Close()
 	_, err = h.SyncLocal(nil)
-	return err
+	_, routes := h.SyncServices(nil, nil)
+	return errors.Join(err, routes)
 }
 
 // cleanRules removes our packet filter rules of every kind.
 func cleanRules(ctx context.Context) error {
-	var errs []error
-	n, err := nft.New()
-	switch {
-	case err == nil:
-		errs = append(errs, n.Remove(ctx), n.Close())
-	case !errors.Is(err, rules.ErrNotSupported):
-		errs = append(errs, err)
-	}
-	errs = append(errs, iptables.Cleanup(ctx))
+	errs := []error{nft.Cleanup(ctx), iptables.Cleanup(ctx)}
 	f, err := iptables.OpenForward(config.StateDir + "/forward.json")
 	if err != nil {
 		return errors.Join(append(errs, err)...)

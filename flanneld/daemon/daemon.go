@@ -96,11 +96,13 @@ func runOnce(ctx context.Context, cfg *config.Config, version string, started ti
 		Name: cfg.NodeName, Identity: id, Instance: rand.Text(),
 		Version: version, Drivers: driverNames(),
 	}
-	n.names = newNames(cfg, st, n.self, log)
+	n.names = newNames(cfg, st, n.self, n.balancer, log)
 	g, ctx := errgroup.WithContext(ctx)
 	g.Go(func() error { return embed.run(ctx) })
 	g.Go(func() error { return k.monitor.Run(ctx) })
-	g.Go(func() error { return watch(ctx, st, cfg, n.views) })
+	services := newLatest[subnet.View]()
+	g.Go(func() error { return watch(ctx, st, cfg, n.views, services) })
+	g.Go(func() error { return chooseServices(ctx, st, cfg.Etcd.Prefix, services, log) })
 	g.Go(func() error { return n.run(ctx) })
 	g.Go(func() error { return n.probes.run(ctx) })
 	g.Go(func() error { return n.names.run(ctx) })
@@ -117,11 +119,15 @@ func runOnce(ctx context.Context, cfg *config.Config, version string, started ti
 	return g.Wait()
 }
 
-// watch hands every newer view to the network.
-func watch(ctx context.Context, st store.Store, cfg *config.Config, to latest[seen]) error {
+// watch hands every newer view to the network, and those without networks of
+// services to who chooses them.
+func watch(ctx context.Context, st store.Store, cfg *config.Config, to latest[seen], unset latest[subnet.View]) error {
 	accept := func(c subnet.Config) error { return usable(cfg, c) }
 	for v, err := range subnet.Watch(ctx, st, cfg.Etcd.Prefix, accept) {
 		to.put(seen{v, err})
+		if err == nil && len(v.Config.Ranges) > 0 && v.Config.Services == nil {
+			unset.put(v)
+		}
 	}
 	return nil
 }

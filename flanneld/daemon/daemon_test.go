@@ -223,6 +223,7 @@ func healthy() *network {
 		kernel: &kernel{forward: &iptables.Forward{}}, device: quietDevice{}, lease: &subnet.Lease{}, unserved: map[string]string{},
 		probes: newProbes(slog.New(slog.DiscardHandler)), names: &names{cfg: &config.Config{}},
 	}
+	n.balancer = newBalancer(n.kernel, n.log)
 	n.names.shown.Store(&shown{})
 	n.view.Config = c
 	return n

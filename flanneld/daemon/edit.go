@@ -1,7 +1,9 @@
 package daemon
 
 import (
+	"cmp"
 	"context"
+	"errors"
 	"fmt"
 	"reflect"
 	"slices"
@@ -50,47 +52,82 @@ func errUnheard() error {
 // EditService implements server.Names.
 func (n *names) EditService(ctx context.Context, tenant, network, name string, change func(*service.Service) (*service.Service, error)) error {
 	none := &service.Service{Tenant: tenant, Network: network, Name: name}
-	return edit(ctx, n, none.Key(n.cfg.Etcd.Prefix), none, service.Parse, (*service.Service).Marshal, change)
+	k := kind[service.Service]{service.Parse, (*service.Service).Marshal, func(have, want *service.Service) (store.Txn, error) {
+		return n.claim(ctx, have, want, none, have == none)
+	}}
+	return edit(ctx, n, none.Key(n.cfg.Etcd.Prefix), none, k, change)
 }
 
 // EditName implements server.Names.
 func (n *names) EditName(ctx context.Context, tenant, network, name string, change func(*zone.Name) (*zone.Name, error)) error {
 	none := &zone.Name{Tenant: tenant, Network: network, Name: name}
-	return edit(ctx, n, none.Key(n.cfg.Etcd.Prefix), none, zone.ParseName, (*zone.Name).Marshal, change)
+	k := kind[zone.Name]{parse: zone.ParseName, marshal: (*zone.Name).Marshal}
+	return edit(ctx, n, none.Key(n.cfg.Etcd.Prefix), none, k, change)
+}
+
+// kind is how records of one type are read and written.
+type kind[T any] struct {
+	parse   func(etcdPrefix string, kv store.KV) (*T, error)
+	marshal func(*T) ([]byte, error)
+	// beside is what is written along with a record; it may complete want. nil:
+	// nothing. Its errors are for the client if they are *api.Error or
+	// *service.FieldError, else the store's.
+	beside func(have, want *T) (store.Txn, error)
 }
 
 // edit changes one record. One that cannot be parsed counts as none, which has
 // nothing but its name, so that it can be replaced or removed.
-func edit[T any](ctx context.Context, n *names, key string, none *T, parse func(string, store.KV) (*T, error), marshal func(*T) ([]byte, error), change func(*T) (*T, error)) error {
+func edit[T any](ctx context.Context, n *names, key string, none *T, k kind[T], change func(*T) (*T, error)) error {
 	if err := n.shown.Load().storeErr; err != nil {
 		return api.Unavailable("etcd is out of reach, nothing was changed: %v", err)
 	}
 	var wrong error
-	_, err := store.Update(ctx, n.store, key, func(kv store.KV) (store.Txn, error) {
+	_, err := store.Update(ctx, n.store, key, func(kv store.KV) (t store.Txn, err error) {
 		var have *T
 		if kv.ModRevision != 0 {
-			var err error
-			if have, err = parse(n.cfg.Etcd.Prefix, kv); err != nil {
+			if have, err = k.parse(n.cfg.Etcd.Prefix, kv); err != nil {
 				have = none
 			}
 		}
 		want, err := change(have)
+		dry := errors.Is(err, server.ErrDryRun)
 		switch {
-		case err != nil:
+		case err != nil && !dry:
 			wrong = err
 			return store.Txn{}, err
 		case want == have && (want != nil || kv.ModRevision == 0):
 			return store.Txn{}, nil
-		case want == nil:
-			return store.Txn{Delete: []string{key}}, nil
 		}
-		value, err := marshal(want)
-		return store.Txn{Put: []store.Put{{Key: key, Value: store.KeepUnknown(value, kv.Value, fields[T]())}}}, err
+		if k.beside != nil {
+			if t, err = k.beside(have, want); err != nil {
+				if isRefusal(err) {
+					wrong = err
+				}
+				return store.Txn{}, err
+			}
+		}
+		if dry {
+			return store.Txn{}, nil
+		}
+		if want == nil {
+			t.Delete = append(t.Delete, key)
+			return t, nil
+		}
+		value, err := k.marshal(want)
+		t.Put = append(t.Put, store.Put{Key: key, Value: store.KeepUnknown(value, kv.Value, fields[T]())})
+		return t, err
 	})
 	if err != nil && wrong == nil {
 		return api.Unavailable("etcd did not confirm the change, it may have been made all the same: look before you try again: %v", err)
 	}
 	return err
+}
+
+// isRefusal tells whether err says what is wrong with a request.
+func isRefusal(err error) bool {
+	_, field := errors.AsType[*service.FieldError](err)
+	_, whole := errors.AsType[*api.Error](err)
+	return field || whole
 }
 
 // fields names what a record may hold in the store.
@@ -106,6 +143,9 @@ func fields[T any]() []string {
 
 // Lookup implements server.Names.
 func (n *names) Lookup(ctx context.Context, name string, qtype uint16) (api.Lookup, error) {
+	if n.cfg.DNS.Off {
+		return api.Lookup{}, api.Unavailable("names are not answered on this host (--no-dns): ask a host that answers them")
+	}
 	z := n.shown.Load().zone
 	if z == nil {
 		return api.Lookup{}, api.Unavailable("names are not known yet: flanneld status tells what it waits for")
@@ -121,14 +161,17 @@ func (n *names) Lookup(ctx context.Context, name string, qtype uint16) (api.Look
 	for _, o := range x.LeftOut {
 		l.LeftOut = append(l.LeftOut, api.LeftOut(o))
 	}
-	if _, ok := zone.Wire(name); x.Zone != "" || !ok {
+	outside := cmp.Or(x.Outside, x.Name)
+	if _, ok := zone.Wire(name); x.Zone != "" && x.Outside == "" || !ok {
 		return l, nil
 	}
-	a, err := n.out.Ask(ctx, name, qtype)
+	a, err := n.out.Ask(ctx, outside, qtype)
 	if err != nil {
-		return l, fmt.Errorf("ask upstream for %s: %w", x.Name, err)
+		return l, fmt.Errorf("ask upstream for %s: %w", outside, err)
 	}
-	l.Rcode = a.Rcode
+	if l.Rcode = a.Rcode; x.Outside != "" && l.Rcode != "NOERROR" && l.Rcode != "NXDOMAIN" { // as the server does it
+		l.Rcode, l.Answers = "SERVFAIL", []api.Record{}
+	}
 	for _, r := range a.Records {
 		l.Answers = append(l.Answers, api.Record{Name: r.Name, TTL: r.TTL, Type: r.Type, Data: r.Data})
 	}

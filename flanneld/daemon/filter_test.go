@@ -60,7 +60,7 @@ func TestFormerDriversRulesGo(t *testing.T) {
 	table := func(t *testing.T, names ...string) string {
 		ns := netnstest.New(t)
 		err := ns.Do(func() error {
-			f, err := nft.New()
+			f, err := nft.New(nil)
 			if err != nil {
 				return err
 			}

@@ -4,7 +4,9 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"log/slog"
+	"slices"
 
 	"github.com/flanneld/flanneld/flanneld/config"
 	"github.com/flanneld/flanneld/ipam"
@@ -26,6 +28,8 @@ type kernel struct {
 	monitor    *link.Monitor
 	filter     rules.Filter
 	filterName string
+	balancer   rules.Balancer
+	ledger     *nft.Ledger // nil: not nftables
 	forward    *iptables.Forward
 	containers *attachments
 	host       host.Options
@@ -56,30 +60,48 @@ func openKernel(ctx context.Context, log *slog.Logger) (k *kernel, err error) {
 	if k.forward, err = iptables.OpenForward(config.StateDir + "/forward.json"); err != nil {
 		return nil, err
 	}
-	k.filter, k.filterName, err = openFilter(ctx)
-	return k, err
+	return k, k.openFilter(ctx)
 }
 
 // nftables is the name of the filter that is preferred.
 const nftables = "nftables"
 
 // openFilter prefers nftables, and says why if there is neither.
-func openFilter(ctx context.Context) (rules.Filter, string, error) {
-	n, nftErr := nft.New()
+func (k *kernel) openFilter(ctx context.Context) error {
+	nftErr := k.openNftables()
 	if nftErr == nil {
 		if err := iptables.Cleanup(ctx); err != nil {
-			return nil, "", fmt.Errorf("remove the iptables rules of a former daemon: %w", err)
+			return fmt.Errorf("remove the iptables rules of a former daemon: %w", err)
 		}
-		return n, nftables, nil
+		return nil
 	}
 	if !errors.Is(nftErr, rules.ErrNotSupported) {
-		return nil, "", nftErr
+		return nftErr
 	}
 	i, err := iptables.New(ctx, iptables.Options{})
-	if err != nil {
-		return nil, "", fmt.Errorf("no packet filter to be had: %w", errors.Join(nftErr, err))
+	if err == nil {
+		k.filter, k.filterName = i, "iptables"
+		k.balancer, err = iptables.NewBalancer(ctx, iptables.Options{})
 	}
-	return i, "iptables", nil
+	if err != nil {
+		return fmt.Errorf("no packet filter to be had: %w", errors.Join(nftErr, err))
+	}
+	return nil
+}
+
+func (k *kernel) openNftables() error {
+	l, err := nft.NewLedger()
+	if err != nil {
+		return err
+	}
+	k.ledger = l
+	f, err := nft.New(l)
+	if err != nil {
+		return err
+	}
+	k.filter, k.filterName = f, nftables
+	k.balancer, err = nft.NewBalancer(l)
+	return err
 }
 
 // close lets go of the kernel; what was made in it stays.
@@ -88,8 +110,13 @@ func (k *kernel) close() {
 	if k.forward != nil {
 		_ = k.forward.Close() // sockets only
 	}
-	if f, ok := k.filter.(interface{ Close() error }); ok {
-		_ = f.Close() // sockets only
+	for _, f := range []any{k.filter, k.balancer} {
+		if f, ok := f.(io.Closer); ok {
+			_ = f.Close() // sockets only
+		}
+	}
+	if k.ledger != nil {
+		_ = k.ledger.Close()
 	}
 	if k.handle != nil {
 		k.handle.Close()
@@ -115,6 +142,7 @@ func (n *network) prepareHost(ctx context.Context) error {
 		Underlay: n.underlay.Link, Tunnels: devices, Bridges: []string{bridgeName},
 		Patterns: []string{vethPattern},
 	}
+	k.host.Localnet = n.localnet()
 	for _, is4 := range families(n.opened) {
 		k.host.IPv4, k.host.IPv6 = k.host.IPv4 || is4, k.host.IPv6 || !is4
 	}
@@ -135,9 +163,26 @@ func (n *network) checkHost(ctx context.Context) {
 	if n.device == nil {
 		return
 	}
+	n.kernel.host.Localnet = n.localnet()
 	changes, err := host.Check(ctx, n.kernel.host)
 	n.kernel.changed(changes)
 	n.hostErr = err
+}
+
+// localnet are the links that packets from 127.0.0.1 take to containers; nil:
+// it is not known yet whether any do.
+func (n *network) localnet() []string {
+	out := []string{}
+	switch {
+	case !n.balanced.known:
+		return nil
+	case n.balanced.localnet:
+		out = slices.Concat(n.kernel.host.Bridges, n.kernel.host.Tunnels)
+		if n.device.Info().Plain {
+			out = append(out, n.underlay.Link)
+		}
+	}
+	return out
 }
 
 // changed notes and logs what was set on the host.

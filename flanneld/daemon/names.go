@@ -22,6 +22,7 @@ import (
 	"github.com/flanneld/flanneld/flanneld/config"
 	"github.com/flanneld/flanneld/ipam"
 	"github.com/flanneld/flanneld/service"
+	"github.com/flanneld/flanneld/service/health"
 	"github.com/flanneld/flanneld/store"
 	"github.com/flanneld/flanneld/subnet"
 )
@@ -35,35 +36,44 @@ type names struct {
 	store  store.Store
 	out    *forward.Forwarder
 	server *dns.Server
+	dir    string // of the attachments' records
 
-	grounds  latest[ground]
-	attached latest[[]ipam.Record]
-	heard    latest[told[endpoint.Endpoint]]
-	services latest[told[service.Service]]
-	added    latest[told[zone.Name]]
+	grounds   latest[ground]
+	attached  latest[[]ipam.Record]
+	heard     latest[told[endpoint.Endpoint]]
+	services  latest[told[service.Service]]
+	published latest[told[service.Publication]]
+	added     latest[told[zone.Name]]
+	verdicts  latest[health.Verdicts]
 	// To the publisher.
 	own    latest[[]*endpoint.Endpoint]
 	others latest[store.Records[endpoint.Endpoint]]
 	stale  latest[[]*endpoint.Endpoint]
+	// To who looks at health, and to who balances.
+	checks   latest[[]health.Check]
+	balancer *balancer
 	// What they cannot do; nil when over.
 	publishing latest[error]
 
-	ground  ground
-	records []ipam.Record
-	local   []*endpoint.Endpoint // of records, by key
-	all     store.Records[endpoint.Endpoint]
-	kept    []*endpoint.Endpoint // of the epoch before, until grace
-	grace   time.Time            // also: until then nobody's endpoints are forgotten
-	service store.Records[service.Service]
-	name    store.Records[zone.Name]
-	dead    map[string]string // hosts, and why they count as dead
-	notes   []string          // names that were left out
+	ground      ground
+	records     []ipam.Record
+	local       []*endpoint.Endpoint // of records, by key
+	all         store.Records[endpoint.Endpoint]
+	kept        []*endpoint.Endpoint // of the epoch before, until grace
+	grace       time.Time            // also: until then nobody's endpoints are forgotten
+	service     store.Records[service.Service]
+	name        store.Records[zone.Name]
+	publication store.Records[service.Publication]
+	verdict     health.Verdicts
+	dead        map[string]string // hosts, and why they count as dead
+	notes       []string          // names that were left out
 	// storeErr is of the newest of the watches; forgetting how many endpoints
 	// are about to be removed.
 	storeErr   error
 	forgetting int
 	trouble    error // of publishing
 	zones      zone.Builder
+	garbage    garbage
 	heardOf    heardOf
 	had        heardOf // the same, without trouble
 
@@ -72,18 +82,23 @@ type names struct {
 
 // shown is what others may see of the names. It is immutable.
 type shown struct {
-	at       []netip.Addr // where the server answers
-	zone     *zone.Zone   // nil: it does not yet
-	state    zone.State
-	problems []error // records that were skipped
-	trouble  error   // what keeps endpoints from being published
-	notes    []string
-	storeErr error // etcd is out of reach
+	ground ground
+	at     []netip.Addr // where the server answers
+	zone   *zone.Zone   // nil: it does not yet
+	state  zone.State
+	// published ports of all hosts; nil: not known yet.
+	published []*service.Publication
+	problems  []error // records that were skipped
+	trouble   error   // what keeps endpoints from being published
+	notes     []string
+	storeErr  error // etcd is out of reach
 }
 
 // heardOf is what was heard of, be it that etcd is out of reach. Sockets open
 // when all of it was: a question must not meet half of the names.
-type heardOf struct{ attached, endpoints, services, names bool }
+type heardOf struct{ attached, endpoints, services, names, published bool }
+
+func (h heardOf) all() bool { return h.attached && h.endpoints && h.services && h.names }
 
 // ground is what names stand on: the network's goroutine tells it. It is
 // immutable.
@@ -96,6 +111,9 @@ type ground struct {
 	hosts    map[string]subnet.Host
 	lives    map[string]bool // identities of hosts
 	leases   []*subnet.Lease
+	tunnel   []uint16         // UDP ports of the tunnel
+	etcd     []netip.AddrPort // where this host serves or asks it
+	nodes    []netip.Addr     // this host's, at which node ports are
 	// fresh is when hosts was listed without a break since; zero while etcd is
 	// out of reach: nobody counts as dead then who lived before.
 	fresh time.Time
@@ -107,13 +125,14 @@ type told[T any] struct {
 	err     error
 }
 
-func newNames(cfg *config.Config, st store.Store, self subnet.Host, log *slog.Logger) *names {
+func newNames(cfg *config.Config, st store.Store, self subnet.Host, b *balancer, log *slog.Logger) *names {
 	n := &names{
-		cfg: cfg, log: log, store: st,
+		cfg: cfg, log: log, store: st, dir: ipam.DefaultDir,
 		grounds: newLatest[ground](), attached: newLatest[[]ipam.Record](),
-		heard: newLatest[told[endpoint.Endpoint]](), services: newLatest[told[service.Service]](), added: newLatest[told[zone.Name]](),
+		heard: newLatest[told[endpoint.Endpoint]](), services: newLatest[told[service.Service]](), published: newLatest[told[service.Publication]](), added: newLatest[told[zone.Name]](),
 		own: newLatest[[]*endpoint.Endpoint](), others: newLatest[store.Records[endpoint.Endpoint]](),
 		stale: newLatest[[]*endpoint.Endpoint](), publishing: newLatest[error](),
+		checks: newLatest[[]health.Check](), verdicts: newLatest[health.Verdicts](), balancer: b,
 	}
 	n.ground.self = self
 	n.zones.Serial = uint32(time.Now().Unix()) // grows over restarts
@@ -136,7 +155,7 @@ func (n *names) run(ctx context.Context) error {
 	g, ctx := errgroup.WithContext(ctx)
 	prefix, self := n.cfg.Etcd.Prefix, n.ground.self
 	g.Go(func() error {
-		for r, err := range ipam.Watch(ctx, ipam.DefaultDir) {
+		for r, err := range ipam.Watch(ctx, n.dir) {
 			if err != nil {
 				n.log.Warn("attachments of this host are seen late or not at all", "error", err)
 			}
@@ -149,6 +168,7 @@ func (n *names) run(ctx context.Context) error {
 	})
 	g.Go(func() error { return follow(n.heard, endpoint.Watch(ctx, n.store, prefix)) })
 	g.Go(func() error { return follow(n.services, service.Watch(ctx, n.store, prefix)) })
+	g.Go(func() error { return follow(n.published, service.WatchPublished(ctx, n.store, prefix)) })
 	g.Go(func() error { return follow(n.added, zone.WatchNames(ctx, n.store, prefix)) })
 	g.Go(func() error {
 		p := endpoint.Publisher{Store: n.store, Prefix: prefix, Host: self.Name, Identity: self.Identity, Report: n.publishing.put}
@@ -157,6 +177,11 @@ func (n *names) run(ctx context.Context) error {
 	g.Go(func() error {
 		f := endpoint.Forgetter{Store: n.store, Prefix: prefix, Host: self.Name}
 		return f.Run(ctx, n.stale)
+	})
+	g.Go(func() error { return n.balancer.run(ctx) })
+	g.Go(func() error {
+		c := health.Checker{}
+		return c.Run(ctx, n.checks, n.verdicts.put)
 	})
 	if !n.cfg.DNS.Off {
 		g.Go(func() error { return n.out.Run(ctx) })
@@ -216,7 +241,15 @@ func (n *names) serve(ctx context.Context) error {
 			n.heardOf.services = true
 			if n.storeErr = t.err; t.err == nil {
 				n.service, n.had.services = t.records, true
+				n.attach() // what is looked at depends on it
 			}
+		case t := <-n.published:
+			n.heardOf.published = true
+			if n.storeErr = t.err; t.err == nil {
+				n.publication, n.had.published = t.records, true
+			}
+		case n.verdict = <-n.verdicts:
+			n.attach()
 		case t := <-n.added:
 			n.heardOf.names = true
 			if n.storeErr = t.err; t.err == nil {
@@ -256,13 +289,30 @@ func (n *names) attach() {
 		n.notes = append(n.notes, endpoint.Notes(r)...)
 	}
 	slices.SortFunc(local, compareEndpoints)
+	n.examine(local)
 	for i, e := range local { // what did not change keeps its pointer
 		if at, ok := slices.BinarySearchFunc(n.local, e, compareEndpoints); ok && reflect.DeepEqual(n.local[at], e) {
 			local[i] = n.local[at]
 		}
 	}
 	n.local = local
-	n.own.put(local)
+	if n.had.services && n.had.endpoints { // else it is not known who is well
+		n.own.put(local)
+	}
+}
+
+// examine has the health of this host's endpoints looked at, and notes what is
+// known of it.
+func (n *names) examine(local []*endpoint.Endpoint) {
+	if !n.had.services || !n.had.endpoints {
+		return // who was well before is well
+	}
+	checks := health.Checks(n.service.Values, local, n.all.Values)
+	n.checks.put(checks)
+	sick := n.verdict.Unhealthy(checks)
+	for _, e := range local {
+		e.Unhealthy = sick[e.Key("")]
+	}
 }
 
 // hear takes what the cluster knows. After a change of epoch everybody
@@ -275,22 +325,28 @@ func (n *names) hear(t told[endpoint.Endpoint], now time.Time) {
 	if n.all.Epoch != 0 && n.all.Epoch != t.records.Epoch {
 		n.kept, n.grace = n.all.Values, now.Add(subnet.EpochGrace)
 	}
+	first := !n.had.endpoints
 	n.all, n.had.endpoints = t.records, true
 	n.others.put(t.records)
+	if first {
+		n.attach()
+	}
 }
 
 // answer has the server answer from the present state, and returns when that
 // changes by itself; zero: it does not.
 func (n *names) answer(now time.Time) (next time.Time) {
 	endpoints, next := n.endpoints(now)
+	n.garbage.fit(len(endpoints))
 	var again time.Time
 	if n.dead, again = n.judgeHosts(endpoints, now); next.IsZero() || !again.IsZero() && again.Before(next) {
 		next = again
 	}
+	n.balance(endpoints)
 	at := answersAt(n.ground.own, n.ground.cluster)
 	show := &shown{
-		at: at, notes: n.notes, storeErr: n.storeErr, trouble: n.trouble,
-		problems: slices.Concat(n.all.Problems, n.service.Problems, n.name.Problems),
+		ground: n.ground, published: n.publication.Values, at: at, notes: n.notes, storeErr: n.storeErr, trouble: n.trouble,
+		problems: slices.Concat(n.all.Problems, n.service.Problems, n.name.Problems, n.publication.Problems),
 		state: zone.State{
 			Domain: n.cfg.DNS.Domain, Tenant: endpoint.DefaultTenant, TTL: n.cfg.DNS.TTL,
 			Networks: slices.Concat(n.ground.pods, n.ground.services), Nameservers: at,
@@ -299,7 +355,7 @@ func (n *names) answer(now time.Time) (next time.Time) {
 			Partial: !n.had.endpoints || !n.had.services || !n.had.names,
 		},
 	}
-	if len(n.ground.own) > 0 && n.heardOf == (heardOf{true, true, true, true}) {
+	if len(n.ground.own) > 0 && n.heardOf.all() {
 		show.zone = n.zones.Build(show.state)
 		if !n.cfg.DNS.Off {
 			n.server.Serve([]dns.View{{Name: endpoint.DefaultNetwork, Addrs: at, Sources: n.ground.pods, Zone: show.zone}})
@@ -307,6 +363,20 @@ func (n *names) answer(now time.Time) (next time.Time) {
 	}
 	n.shown.Store(show)
 	return next
+}
+
+// balance has connections to services go to these endpoints, as soon as all
+// that decides where is known.
+func (n *names) balance(endpoints []*endpoint.Endpoint) {
+	told := len(n.ground.nodes) > 0 // by the network: what a former daemon left says less
+	if !told || !n.heardOf.attached || !n.had.endpoints || !n.had.services || !n.had.published {
+		return
+	}
+	n.balancer.states.put(service.State{
+		Tenant: endpoint.DefaultTenant, Host: n.ground.self.Name,
+		Networks: n.ground.services, Pods: n.ground.pods, Subnets: n.ground.own, Nodes: n.ground.nodes,
+		Services: n.service.Values, Endpoints: endpoints, Published: n.publication.Values, Dead: n.dead,
+	})
 }
 
 // answers reports whether a name server is this daemon.

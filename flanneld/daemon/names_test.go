@@ -23,13 +23,15 @@ import (
 func testNames(t *testing.T) *names {
 	t.Helper()
 	cfg := &config.Config{SubnetFile: t.TempDir() + "/subnet.env", DNS: config.DNS{Off: true, Domain: "cluster.local"}}
-	n := newNames(cfg, mem.New(), subnet.Host{Name: "host1", Identity: "id1"}, slog.New(slog.DiscardHandler))
+	n := newNames(cfg, mem.New(), subnet.Host{Name: "host1", Identity: "id1"}, newBalancer(&kernel{}, slog.New(slog.DiscardHandler)), slog.New(slog.DiscardHandler))
 	n.ground = ground{
 		self: n.ground.self,
 		own:  []netip.Prefix{netip.MustParsePrefix("10.1.1.0/24")}, pods: []netip.Prefix{netip.MustParsePrefix("10.1.0.0/16")},
 		hosts: map[string]subnet.Host{"host1": {Name: "host1", Identity: "id1"}, "host2": {Name: "host2", Identity: "id2"}},
 		lives: map[string]bool{"id1": true, "id2": true}, fresh: time.Unix(1000, 0),
+		services: []netip.Prefix{netip.MustParsePrefix("10.0.0.0/16")},
 	}
+	n.shown.Store(&shown{ground: n.ground})
 	return n
 }
 
@@ -140,7 +142,7 @@ func TestNothingIsWithdrawnBeforeTheAttachmentsAreKnown(t *testing.T) {
 		t.Fatalf("published %v", own)
 	default:
 	}
-	n.heardOf.attached = true
+	n.heardOf.attached, n.had.services, n.had.endpoints = true, true, true
 	n.records = []ipam.Record{
 		{Attached: true, Network: "flannel", ContainerID: "c1", IfName: "eth0", Addresses: []netip.Prefix{netip.MustParsePrefix("10.1.1.7/24")}, Names: []string{"Web", "not a label"}},
 		{Attached: true, Network: "other", ContainerID: "c2", IfName: "eth0", Addresses: []netip.Prefix{netip.MustParsePrefix("192.168.5.7/24")}},
@@ -217,7 +219,7 @@ func TestAnEditReadsWhatIsThereAndChangesItOnce(t *testing.T) {
 func TestStatusLeavesOutAnUpstreamThatIsThisDaemon(t *testing.T) {
 	own, other := netip.MustParseAddrPort("10.1.1.1:53"), netip.MustParseAddrPort("192.0.2.1:53")
 	cfg := &config.Config{SubnetFile: t.TempDir() + "/subnet.env", DNS: config.DNS{Domain: "cluster.local", Upstreams: []netip.AddrPort{own, other}}}
-	n := newNames(cfg, mem.New(), subnet.Host{Name: "host1", Identity: "id1"}, slog.New(slog.DiscardHandler))
+	n := newNames(cfg, mem.New(), subnet.Host{Name: "host1", Identity: "id1"}, newBalancer(&kernel{}, slog.New(slog.DiscardHandler)), slog.New(slog.DiscardHandler))
 	n.shown.Store(&shown{at: []netip.Addr{own.Addr()}, zone: n.zones.Build(zone.State{Domain: "cluster.local", Tenant: "default"})})
 	if s := n.status(); len(s.Upstreams) != 1 || s.Upstreams[0].Addr != other {
 		t.Errorf("%+v", s.Upstreams)

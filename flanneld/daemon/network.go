@@ -41,15 +41,17 @@ type network struct {
 	guard     []netip.AddrPort // of the embedded etcd
 	embed     *embeddedServer  // nil: none
 
-	views  latest[seen]
-	held   latest[subnet.Lease]
-	report latest[error] // the keeper's trouble; nil when over
-	moved  <-chan link.Change
-	asks   chan chan<- api.Status
-	keeper keeperPorts
-	probes *probes
-	names  *names
-	notify func(state string) // systemd
+	views    latest[seen]
+	held     latest[subnet.Lease]
+	report   latest[error] // the keeper's trouble; nil when over
+	moved    <-chan link.Change
+	asks     chan chan<- api.Status
+	keeper   keeperPorts
+	probes   *probes
+	names    *names
+	balancer *balancer
+	balanced balanceNeeds
+	notify   func(state string) // systemd
 
 	// turn counts what the names stand on; toldTurn is when they were told.
 	// unresolved: what their clients need may not be as it should be.
@@ -105,7 +107,7 @@ type keeperPorts struct {
 
 func newNetwork(cfg *config.Config, log *slog.Logger, started time.Time, k *kernel) *network {
 	return &network{
-		cfg: cfg, log: log, started: started, kernel: k, moved: k.monitor.C,
+		cfg: cfg, log: log, started: started, kernel: k, moved: k.monitor.C, balancer: newBalancer(k, log),
 		views: newLatest[seen](), held: newLatest[subnet.Lease](), report: newLatest[error](),
 		asks:    make(chan chan<- api.Status),
 		keeper:  keeperPorts{newLatest[subnet.Self](), newLatest[subnet.View]()},
@@ -139,6 +141,9 @@ func (n *network) run(ctx context.Context) error {
 			if !n.probes.take(r, time.Now()) {
 				continue
 			}
+		case n.balanced = <-n.balancer.needs:
+			n.unresolved = true
+			n.checkHost(ctx)
 		case <-recheck:
 			n.recheck = time.Time{} // set anew by carry, once etcd can be seen
 		case <-tick.C:

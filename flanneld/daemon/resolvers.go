@@ -7,6 +7,9 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
+	"strings"
+
+	"golang.org/x/sys/unix"
 
 	"github.com/flanneld/flanneld/endpoint"
 	"github.com/flanneld/flanneld/flanneld/api"
@@ -19,7 +22,10 @@ import (
 // serverOptions are where the local API and the health checks are served, and
 // for what.
 func (n *network) serverOptions() server.Options {
-	o := server.Options{Socket: api.Socket, Healthz: n.cfg.Healthz, Domain: n.cfg.DNS.Domain, Names: n.names}
+	o := server.Options{
+		Socket: api.Socket, Healthz: n.cfg.Healthz, Domain: n.cfg.DNS.Domain,
+		Names: n.names, Publications: n.names, Endpoints: n.names,
+	}
 	m := metrics.Sources{Version: n.self.Version}
 	if !n.cfg.DNS.Off {
 		m.DNS, m.Forward = n.names.server.Stats, n.names.out.Stats
@@ -46,10 +52,20 @@ func (n *network) tellNames() {
 	n.toldTurn = n.turn
 	g := ground{
 		self: n.self, own: n.lease.Subnets, pods: networks(n.opened), services: n.services(), cluster: n.clusterDNS(),
-		hosts: n.view.Hosts, lives: map[string]bool{}, leases: n.view.Leases,
+		hosts: n.view.Hosts, lives: map[string]bool{}, leases: n.view.Leases, nodes: n.underlay.Addrs,
 	}
 	for _, h := range n.view.Hosts {
 		g.lives[h.Identity] = true
+	}
+	if info := n.device.Info(); info.Protocol == unix.IPPROTO_UDP {
+		g.tunnel = info.Ports
+	}
+	g.etcd = slices.Clone(n.guard)
+	for _, e := range n.endpoints {
+		_, host, _ := strings.Cut(e, "://")
+		if at, err := netip.ParseAddrPort(host); err == nil { // else it is a name
+			g.etcd = append(g.etcd, at)
+		}
 	}
 	if n.storeErr == nil {
 		g.fresh = n.view.Fresh
@@ -82,6 +98,8 @@ func (n *network) services() []netip.Prefix {
 func (n *network) resolvers() error {
 	cluster := n.clusterDNS()
 	_, err := n.kernel.handle.SyncLocal(cluster)
+	_, routeErr := n.kernel.handle.SyncServices(n.balanced.networks, sources(n.lease.Subnets))
+	err = errors.Join(err, routeErr)
 	path := dnsEnvFile(n.cfg)
 	if n.cfg.DNS.Off {
 		if gone := os.Remove(path); gone != nil && !errors.Is(gone, fs.ErrNotExist) {
@@ -101,6 +119,16 @@ func (n *network) resolvers() error {
 		return err
 	}
 	return errors.Join(err, subnet.WriteDNSEnv(path, want))
+}
+
+// sources are where this host's own packets to services come from: its gateways
+// or, while there is no bridge yet, the tunnel's addresses.
+func sources(own []netip.Prefix) []netip.Addr {
+	out := answersAt(own, nil)
+	for _, p := range own {
+		out = append(out, p.Addr())
+	}
+	return out
 }
 
 // dnsEnvFile is beside subnet.env.

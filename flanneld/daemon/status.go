@@ -2,6 +2,7 @@ package daemon
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"maps"
 	"net/netip"
@@ -11,6 +12,7 @@ import (
 
 	"github.com/flanneld/flanneld/backend"
 	"github.com/flanneld/flanneld/flanneld/api"
+	"github.com/flanneld/flanneld/service"
 	"github.com/flanneld/flanneld/subnet"
 )
 
@@ -185,6 +187,7 @@ func (n *network) judge(s *api.Status, now time.Time) {
 	if err := n.names.shown.Load().trouble; err != nil {
 		degraded("%v", err)
 	}
+	n.judgeServices(s, degraded)
 	if s.DNS != nil {
 		for _, p := range s.DNS.Problems {
 			degraded("names: %s", p)
@@ -192,6 +195,25 @@ func (n *network) judge(s *api.Status, now time.Time) {
 	}
 	if s.Etcd.Embedded != nil && s.Etcd.Embedded.Refusing != "" {
 		degraded("embedded etcd takes no writes: %s", s.Etcd.Embedded.Refusing)
+	}
+}
+
+// judgeServices sets the reasons of connections to services.
+func (n *network) judgeServices(s *api.Status, degraded func(format string, a ...any)) {
+	balanced := n.balancer.shown.Load()
+	if balanced.trouble != nil {
+		degraded("%v", balanced.trouble)
+	}
+	for i, p := range balanced.problems {
+		if i == mostSkipped {
+			degraded("%d more problems of services", len(balanced.problems)-i)
+			break
+		}
+		if p, ok := errors.AsType[*service.Problem](p); ok && p.Endpoint != nil {
+			s.Notices = append(s.Notices, p.Error()) // one container's, and the service does without
+			continue
+		}
+		degraded("%v", p)
 	}
 }
 

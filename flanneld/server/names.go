@@ -3,6 +3,7 @@ package server
 import (
 	"cmp"
 	"context"
+	"errors"
 	"fmt"
 	"net/http"
 	"net/netip"
@@ -16,6 +17,10 @@ import (
 	"github.com/flanneld/flanneld/service"
 )
 
+// ErrDryRun is returned by an edit, together with what it would have written:
+// all is checked and chosen, and nothing is written.
+var ErrDryRun = errors.New("only to see what would happen")
+
 // Names is what the server asks about services and names. Its methods may be
 // called concurrently. What they return is not written to.
 type Names interface {
@@ -24,11 +29,16 @@ type Names interface {
 	// They may lag an edit by some milliseconds.
 	Services(ctx context.Context) ([]ServiceState, error)
 	AddedNames(ctx context.Context) ([]*zone.Name, error)
+	// Describe says of one service of the same snapshot what is behind it; nil:
+	// there is none of that name.
+	Describe(ctx context.Context, tenant, network, name string) (*Described, error)
 	// EditService and EditName read one key from the store, hand what they
 	// found (nil: nothing) to edit, and write what it returns (nil: the key
 	// goes; the same pointer: nothing is written), provided that nobody else
 	// wrote the key meanwhile; else again from the start. edit may be called
-	// several times, and its error is returned as it is. While the store is
+	// several times, and its error, but ErrDryRun, is returned as it is. What it
+	// returns of a service is a new one each time and belongs to EditService, which
+	// fills in what it chooses. While the store is
 	// known to be out of reach they return an api.Unavailable at once, which
 	// says that nothing was changed.
 	EditService(ctx context.Context, tenant, network, name string, edit func(have *service.Service) (*service.Service, error)) error
@@ -47,96 +57,33 @@ type ServiceState struct {
 	LeftOut   int // selected, but unhealthy or on a silent host
 }
 
+// Described is a service, with its endpoints.
+type Described struct {
+	*service.Service
+	Behind   []api.Behind // that are selected or listed, sorted by address
+	Problems []string     // what of the service does not work here, with remedies
+}
+
 // editPatience is how long the store may take.
 const editPatience = 5 * time.Second
 
 // namesAPI is the handlers of everything about names.
 type namesAPI struct {
-	names  Names // nil: none on this host
+	names  Names
 	domain string
 }
 
-func (n *namesAPI) register(mux *http.ServeMux) {
-	for pattern, f := range map[string]func(*http.Request) (any, error){
+func (n *namesAPI) routes() routes {
+	return routes{
 		"GET /v1/services":                              n.services,
+		"GET /v1/services/{tenant}/{network}/{name}":    n.service,
 		"PUT /v1/services/{tenant}/{network}/{name}":    n.putService,
 		"DELETE /v1/services/{tenant}/{network}/{name}": n.deleteService,
 		"GET /v1/names":                                 n.list,
 		"PUT /v1/names/{tenant}/{network}/{name}":       n.addName,
 		"DELETE /v1/names/{tenant}/{network}/{name}":    n.removeName,
 		"GET /v1/lookup":                                n.lookup,
-	} {
-		mux.HandleFunc(pattern, answer(func(r *http.Request) (any, error) {
-			if n.names == nil {
-				return nil, api.Unavailable("names are switched off on this host (--no-dns): ask a host that answers them")
-			}
-			ctx, cancel := context.WithTimeout(r.Context(), editPatience)
-			defer cancel()
-			return f(r.WithContext(ctx))
-		}))
 	}
-}
-
-func (n *namesAPI) services(r *http.Request) (any, error) {
-	all, err := n.names.Services(r.Context())
-	out := api.ServiceList{Services: []api.Service{}}
-	for _, s := range all {
-		w := wire(s.Service)
-		w.State = &api.ServiceState{Endpoints: s.Endpoints, LeftOut: s.LeftOut}
-		out.Services = append(out.Services, w)
-	}
-	return out, err
-}
-
-func (n *namesAPI) putService(r *http.Request) (any, error) {
-	k, err := serviceKey(r)
-	if err != nil {
-		return nil, err
-	}
-	var body api.Service
-	if err := read(r, &body); err != nil {
-		return nil, err
-	}
-	if err := k.same(body.Tenant, body.Network, body.Name); err != nil {
-		return nil, err
-	}
-	replace := r.URL.Query().Get("replace") == "true"
-	ch := api.Change{FQDN: k.name + "." + k.network + ".svc." + n.domain}
-	return &ch, n.names.EditService(r.Context(), k.tenant, k.network, k.name, func(have *service.Service) (*service.Service, error) {
-		want := domain(k, body)
-		if err := want.Validate(); err != nil {
-			return nil, err
-		}
-		ch.Changed = true
-		if have == nil {
-			return want, nil
-		}
-		d := differences(wire(have), wire(want))
-		if len(d) == 0 {
-			ch.Changed = false
-			return have, nil
-		}
-		if !replace {
-			return nil, api.Conflict("there is a service %s already, which differs (%s): nothing was changed; add --replace to make it as you say, or delete it first with flanneld service delete %s",
-				k.name, strings.Join(d, "; "), k.name)
-		}
-		want.VirtualIPs = have.VirtualIPs // clients may hold on to them
-		return want, nil
-	})
-}
-
-func (n *namesAPI) deleteService(r *http.Request) (any, error) {
-	k, err := serviceKey(r)
-	if err != nil {
-		return nil, err
-	}
-	ch := api.Change{Changed: true, FQDN: k.name + "." + k.network + ".svc." + n.domain}
-	return ch, n.names.EditService(r.Context(), k.tenant, k.network, k.name, func(have *service.Service) (*service.Service, error) {
-		if have == nil {
-			return nil, api.NotFound("there is no service %s in network %s: flanneld service list shows them", k.name, k.network)
-		}
-		return nil, nil
-	})
 }
 
 func (n *namesAPI) list(r *http.Request) (any, error) {
@@ -173,8 +120,11 @@ func (n *namesAPI) addName(r *http.Request) (any, error) {
 	ch := api.Change{FQDN: k.fqdn(n.domain)}
 	return &ch, n.names.EditName(r.Context(), k.tenant, k.network, k.name, func(have *zone.Name) (*zone.Name, error) {
 		want := &zone.Name{Tenant: k.tenant, Network: k.network, Name: k.name, Addresses: slices.Clone(body.Addresses)}
-		if have != nil {
+		if ch.Note = ""; have != nil {
 			want.Addresses = append(want.Addresses, have.Addresses...)
+			if len(have.Addresses) == 0 { // every name that can be read has one
+				ch.Note = "there was a record of this name that could not be read: it was replaced, with what it may have held"
+			}
 		}
 		slices.SortFunc(want.Addresses, netip.Addr.Compare)
 		want.Addresses = slices.Compact(want.Addresses)
@@ -241,15 +191,6 @@ func pathKey(r *http.Request) (key, error) {
 	return k, nil
 }
 
-// serviceKey is the key of a request about a service, whose name is a label.
-func serviceKey(r *http.Request) (key, error) {
-	k, err := pathKey(r)
-	if err == nil && service.CheckLabel("name", k.name) != nil {
-		err = api.Invalid("name", r.PathValue("name"), "use letters, digits and dashes, at most 63, such as frontend")
-	}
-	return k, err
-}
-
 // same refuses a body that is about something else.
 func (k key) same(tenant, network, name string) error {
 	if cmp.Or(tenant, k.tenant) != k.tenant || cmp.Or(network, k.network) != k.network || !strings.EqualFold(cmp.Or(name, k.name), k.name) {
@@ -266,10 +207,12 @@ func (k key) fqdn(domain string) string {
 	return k.name + "." + k.network + "." + domain
 }
 
-func texts[T fmt.Stringer](xs []T) string {
+func texts[T fmt.Stringer](xs []T) string { return joined(xs, " ") }
+
+func joined[T fmt.Stringer](xs []T, between string) string {
 	var out []string
 	for _, x := range xs {
 		out = append(out, x.String())
 	}
-	return strings.Join(out, " ")
+	return strings.Join(out, between)
 }

@@ -30,8 +30,10 @@ type Daemon interface {
 type Options struct {
 	Socket  string         // unix socket of the local API
 	Healthz netip.AddrPort // health server; port 0: none
-	// Names is asked about services and names; nil: none on this host.
-	Names Names
+	// Each is asked what its name says; nil: requests about it are unknown here.
+	Names        Names
+	Publications Publications
+	Endpoints    Endpoints
 	// Domain of the cluster's names, lower case, without the dot at the end.
 	Domain string
 	// Metrics answers GET /metrics, here as on the health server; nil: 404.
@@ -129,11 +131,33 @@ func serve(ctx context.Context, l net.Listener, h http.Handler) error {
 func apiHandler(d Daemon, o Options) http.Handler {
 	mux := http.NewServeMux()
 	mux.HandleFunc("GET /v1/status", answer(func(r *http.Request) (any, error) { return ask(r.Context(), d) }))
-	(&namesAPI{names: o.Names, domain: o.Domain}).register(mux)
+	if o.Names != nil {
+		(&namesAPI{o.Names, o.Domain}).routes().register(mux)
+	}
+	if o.Publications != nil {
+		(&publishAPI{o.Publications}).routes().register(mux)
+	}
+	if o.Endpoints != nil {
+		(&endpointsAPI{o.Endpoints}).routes().register(mux)
+	}
 	if o.Metrics != nil {
 		mux.Handle("GET /metrics", o.Metrics)
 	}
 	return mux
+}
+
+// routes are requests and what answers them.
+type routes map[string]func(*http.Request) (any, error)
+
+// register has them answered within the time that the store may take.
+func (all routes) register(mux *http.ServeMux) {
+	for pattern, f := range all {
+		mux.HandleFunc(pattern, answer(func(r *http.Request) (any, error) {
+			ctx, cancel := context.WithTimeout(r.Context(), editPatience)
+			defer cancel()
+			return f(r.WithContext(ctx))
+		}))
+	}
 }
 
 // healthHandler: /healthz says that the daemon lives, /readyz that this host

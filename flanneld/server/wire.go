@@ -1,10 +1,13 @@
 package server
 
 import (
+	"cmp"
 	"fmt"
+	"hash/fnv"
 	"net/http"
 	"net/netip"
 	"slices"
+	"strconv"
 	"strings"
 
 	"github.com/flanneld/flanneld/endpoint"
@@ -12,58 +15,134 @@ import (
 	"github.com/flanneld/flanneld/service"
 )
 
-// wire is a service as clients see it.
-func wire(s *service.Service) api.Service {
-	w := api.Service{Tenant: s.Tenant, Network: s.Network, Name: s.Name, Selector: s.Selector,
-		Endpoints: s.Endpoints, Headless: s.Headless, VirtualIPs: s.VirtualIPs}
+// Wire is a service as clients see it. service.AutoPort becomes NodePortAuto.
+func Wire(s *service.Service) api.Service {
+	w := api.Service{Tenant: s.Tenant, Network: s.Network, Name: s.Name, Selector: s.Selector, Endpoints: s.Endpoints, Headless: s.Headless,
+		External: s.External, VirtualIPs: s.VirtualIPs, Affinity: s.Affinity, Local: s.Local, Balance: s.Balance, Version: version(s)}
 	for _, p := range s.Ports {
-		w.Ports = append(w.Ports, api.Port(p))
+		port := api.Port{Name: p.Name, Port: p.Port, Target: p.Target, TargetName: p.TargetName, Protocol: p.Protocol, NodePort: p.NodePort}
+		if p.NodePort == service.AutoPort {
+			port.NodePort, port.NodePortAuto = 0, true
+		}
+		w.Ports = append(w.Ports, port)
+	}
+	if h := s.Health; h != nil {
+		w.Health = &api.Health{Type: h.Type, Path: h.Path, Interval: h.Interval, Timeout: h.Timeout, Threshold: h.Threshold}
 	}
 	return w
 }
 
-// domain is the service that a client asks for, not validated yet. Virtual
-// addresses are not the client's to choose.
-func domain(k key, w api.Service) *service.Service {
-	s := &service.Service{Tenant: k.tenant, Network: k.network, Name: k.name, Selector: w.Selector, Headless: w.Headless}
+// Domain is the service that a client asks for, not validated yet: Wire the
+// other way round. What is usual is left out, addresses are sorted.
+func Domain(w api.Service) *service.Service {
+	s := &service.Service{Tenant: w.Tenant, Network: w.Network, Name: w.Name, Selector: w.Selector, Headless: w.Headless,
+		External: strings.ToLower(strings.TrimSuffix(w.External, ".")), Affinity: w.Affinity, Local: w.Local, Balance: w.Balance,
+		Endpoints: addressSet(w.Endpoints), VirtualIPs: addressSet(w.VirtualIPs)}
 	for _, p := range w.Ports {
-		if p.Protocol == "" {
-			p.Protocol = "tcp"
-		}
+		port := service.Port{Name: p.Name, Port: p.Port, Target: p.Target, TargetName: p.TargetName, Protocol: cmp.Or(p.Protocol, "tcp"), NodePort: p.NodePort}
 		if p.Target == p.Port {
-			p.Target = 0
+			port.Target = 0
 		}
-		s.Ports = append(s.Ports, service.Port(p))
+		if p.NodePortAuto && p.NodePort == 0 {
+			port.NodePort = service.AutoPort
+		}
+		s.Ports = append(s.Ports, port)
 	}
-	for _, a := range w.Endpoints {
-		s.Endpoints = append(s.Endpoints, a.Unmap())
+	if s.Local == service.LocalCluster {
+		s.Local = ""
 	}
-	slices.SortFunc(s.Endpoints, netip.Addr.Compare)
-	s.Endpoints = slices.Compact(s.Endpoints)
+	if s.Balance == service.BalanceRandom {
+		s.Balance = ""
+	}
+	if h := w.Health; h != nil {
+		s.Health = &service.Health{Type: h.Type, Path: h.Path, Interval: h.Interval, Timeout: h.Timeout, Threshold: h.Threshold}
+	}
 	return s
 }
 
-// differences says in what a service would change, for people; empty: in
-// nothing. The order of ports and endpoints makes none.
-func differences(have, want api.Service) []string {
-	var out []string
-	note := func(what, have, want string) {
-		if have != want {
-			out = append(out, fmt.Sprintf("%s: %s instead of %s", what, or(have, "none"), or(want, "none")))
+func addressSet(list []netip.Addr) []netip.Addr {
+	var out []netip.Addr
+	for _, a := range list {
+		out = append(out, a.Unmap())
+	}
+	slices.SortFunc(out, netip.Addr.Compare)
+	return slices.Compact(out)
+}
+
+// version is another one for every other service.
+func version(s *service.Service) string {
+	value, err := s.Marshal()
+	if err != nil {
+		return ""
+	}
+	h := fnv.New64a()
+	_, _ = h.Write(value) // never an error
+	return strconv.FormatUint(h.Sum64(), 16)
+}
+
+// keep gives want what it leaves to the daemon and have, the service until now,
+// has already: clients may hold on to it.
+func keep(want, have *service.Service) {
+	if !want.Headless && want.External == "" {
+		for _, a := range have.VirtualIPs {
+			if !slices.ContainsFunc(want.VirtualIPs, func(w netip.Addr) bool { return w.Is4() == a.Is4() }) {
+				want.VirtualIPs = append(want.VirtualIPs, a)
+			}
+		}
+		slices.SortFunc(want.VirtualIPs, netip.Addr.Compare)
+	}
+	for i, p := range want.Ports {
+		for _, h := range have.Ports {
+			if p.NodePort == service.AutoPort && h.Port == p.Port && h.Protocol == p.Protocol && h.NodePort != 0 {
+				want.Ports[i].NodePort = h.NodePort
+			}
 		}
 	}
-	note("ports", sorted(have.Ports), sorted(want.Ports))
-	note("selector", api.Labels(have.Selector), api.Labels(want.Selector))
-	note("endpoints", sorted(have.Endpoints), sorted(want.Endpoints))
-	note("headless", fmt.Sprint(have.Headless), fmt.Sprint(want.Headless))
+}
+
+// difference is what one field would be instead of what it is, as people
+// read it; "": none.
+type difference struct{ field, have, want string }
+
+func (d difference) String() string {
+	return fmt.Sprintf("%s: %s instead of %s", d.field, cmp.Or(d.have, "none"), cmp.Or(d.want, "none"))
+}
+
+// differences are those of two services. The order of ports and addresses makes
+// none.
+func differences(have, want api.Service) []difference {
+	a, b := fields(have), fields(want)
+	var out []difference
+	for i, d := range a {
+		if d.have != b[i].have {
+			out = append(out, difference{d.field, d.have, b[i].have})
+		}
+	}
 	return out
 }
 
-func or(s, otherwise string) string {
-	if s == "" {
-		return otherwise
+// fields of a service in the words of the command line.
+func fields(s api.Service) []difference {
+	var nodePorts []string
+	for _, p := range s.Ports {
+		if p.NodePort != 0 || p.NodePortAuto {
+			nodePorts = append(nodePorts, p.NodePortText())
+		}
 	}
-	return s
+	slices.Sort(nodePorts)
+	return []difference{
+		{"ports", sorted(s.Ports), ""},
+		{"selector", api.Labels(s.Selector), ""},
+		{"endpoints", sorted(s.Endpoints), ""},
+		{"virtual ip", sorted(s.VirtualIPs), ""},
+		{"node ports", strings.Join(nodePorts, " "), ""},
+		{"headless", fmt.Sprint(s.Headless), ""},
+		{"affinity", s.AffinityText(), ""},
+		{"local", s.Local, ""},
+		{"balance", s.Balance, ""},
+		{"external", s.External, ""},
+		{"health", s.Health.String(), ""},
+	}
 }
 
 func sorted[T fmt.Stringer](xs []T) string {

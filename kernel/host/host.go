@@ -15,6 +15,7 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 
 	"golang.org/x/sys/unix"
@@ -32,6 +33,13 @@ type Options struct {
 	// Tunnels and Bridges are links of ours. One that does not exist (yet) is
 	// passed over, and set up by the next Check.
 	Tunnels, Bridges []string
+	// Localnet are links that packets from and to 127.0.0.0/8 may pass (IPv4):
+	// what this host sends to a node port of 127.0.0.1 leaves it on them. While
+	// there are any, the packet filter must drop what others send to 127.0.0.0/8
+	// on every link but lo. What was switched on is taken back from Tunnels,
+	// Bridges and Underlay when they are not in the list; nil: it is not known
+	// yet which are to be, and all stays.
+	Localnet []string
 	// Patterns name more links that network managers must leave alone, in
 	// their own notation ("veth-fl*"). Tunnels and Bridges are included.
 	Patterns []string
@@ -94,7 +102,38 @@ func (s *setup) check() {
 	for _, br := range s.o.Bridges {
 		s.bridgeFilter(br)
 	}
+	s.localnet()
 }
+
+// localnet is the one setting that is also taken back: with it, and without
+// the packet filter, the servers that this host keeps to itself would be
+// everybody's.
+func (s *setup) localnet() {
+	if s.o.IPv4 {
+		for _, link := range s.o.Localnet {
+			s.sysctl(localnetPath(link), "1", "0")
+		}
+	}
+	if s.o.Localnet == nil {
+		return
+	}
+	for _, link := range slices.Concat(s.o.Tunnels, s.o.Bridges, []string{s.o.Underlay}) {
+		if link == "" || s.o.IPv4 && slices.Contains(s.o.Localnet, link) {
+			continue
+		}
+		path := localnetPath(link)
+		if v, err := s.read("proc/sys/" + path); err != nil || v != "1" {
+			continue
+		}
+		have, err := load(s.path(recordPath))
+		s.fail(err)
+		if slices.ContainsFunc(have, func(c change) bool { return c.Name == sysctlName(path) && c.Was == "0" }) {
+			s.sysctl(path, "0", "1")
+		}
+	}
+}
+
+func localnetPath(link string) string { return "net/ipv4/conf/" + link + "/route_localnet" }
 
 // advertisements keeps router advertisements working where the host lives on
 // them: a host that forwards ignores them unless accept_ra is 2. It comes

@@ -1,6 +1,7 @@
 package host
 
 import (
+	"errors"
 	"os"
 	"path/filepath"
 	"slices"
@@ -152,6 +153,64 @@ func TestIPv4AloneLeavesIPv6Alone(t *testing.T) {
 	}
 	if v := content(t, root, "proc/sys/net/ipv6/conf/eth0/accept_ra"); v != "1" {
 		t.Errorf("accept_ra = %s, want 1", v)
+	}
+}
+
+func TestLoopbackAddressesPassOnlyTheLinksThatAreAskedFor(t *testing.T) {
+	root, o := fresh(t)
+	var paths []string
+	for _, link := range []string{"cni0", "flannel.1", "eth0", "all"} {
+		path := filepath.Join(root, "proc/sys/net/ipv4/conf", link, "route_localnet")
+		if err := errors.Join(os.MkdirAll(filepath.Dir(path), 0o755), os.WriteFile(path, []byte("0\n"), 0o644)); err != nil {
+			t.Fatal(err)
+		}
+		paths = append(paths, path)
+	}
+	if got, err := Setup(t.Context(), o); err != nil || strings.Contains(strings.Join(got, "\n"), "localnet") {
+		t.Errorf("unasked: %q, %v", got, err)
+	}
+	o.Localnet = []string{"cni0", "flannel.1", "flannel-v6.1"} // the last is not there
+	want := []string{"net.ipv4.conf.cni0.route_localnet 0 → 1", "net.ipv4.conf.flannel/1.route_localnet 0 → 1"}
+	if got, err := Check(t.Context(), o); err != nil || !slices.Equal(got, want) {
+		t.Errorf("changes %q, %v; want %q", got, err, want)
+	}
+	if err := os.WriteFile(paths[0], []byte("0\n"), 0o644); err != nil { // somebody's
+		t.Fatal(err)
+	}
+	if got, err := Check(t.Context(), o); err != nil || !slices.Equal(got, want[:1]) {
+		t.Errorf("repair %q, %v; want %q", got, err, want[:1])
+	}
+	for i, want := range []string{"1", "1", "0", "0"} {
+		if b, err := os.ReadFile(paths[i]); err != nil || strings.TrimSpace(string(b)) != want {
+			t.Errorf("%s: %q, %v", paths[i], b, err)
+		}
+	}
+	if all, err := Changes(o); err != nil || !slices.Contains(all, want[0]) {
+		t.Errorf("changes %q, %v", all, err)
+	}
+	// A daemon that starts does not know yet.
+	o.Localnet = nil
+	if got, err := Setup(t.Context(), o); err != nil || len(got) > 0 {
+		t.Errorf("at the next start: %q, %v", got, err)
+	}
+	// What is not asked for any more is taken back, unless it was there before.
+	o.Localnet = []string{"flannel.1"}
+	if err := os.WriteFile(paths[2], []byte("1\n"), 0o644); err != nil {
+		t.Fatal(err)
+	}
+	back := "net.ipv4.conf.cni0.route_localnet 1 → 0"
+	if got, err := Check(t.Context(), o); err != nil || !slices.Equal(got, []string{back}) {
+		t.Errorf("changes %q, %v; want %q", got, err, back)
+	}
+	if all, err := Changes(o); err != nil || strings.Contains(strings.Join(all, "\n"), "cni0.route_localnet") {
+		t.Errorf("changes %q, %v", all, err)
+	}
+	back = "net.ipv4.conf.flannel/1.route_localnet 1 → 0"
+	if report, err := Cleanup(t.Context(), o); err != nil || !slices.Contains(report, back) {
+		t.Errorf("clean-up: %q, %v; want %q", report, err, back)
+	}
+	if got := content(t, root, "proc/sys/net/ipv4/conf/eth0/route_localnet"); got != "1" {
+		t.Errorf("somebody else's is %s", got)
 	}
 }
 

@@ -8,6 +8,8 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"slices"
+	"strings"
 )
 
 // recordPath remembers, until the next boot, what was changed and what it was
@@ -45,7 +47,7 @@ func load(path string) ([]change, error) {
 }
 
 // remember adds changes to the record. The first original value of a setting
-// is kept; a damaged record is begun anew.
+// is kept, and what has it again is forgotten; a damaged record is begun anew.
 func remember(path string, changes []change) error {
 	have, err := load(path)
 	if err != nil && !errors.Is(err, fs.ErrNotExist) {
@@ -62,6 +64,7 @@ func remember(path string, changes []change) error {
 			have = append(have, c)
 		}
 	}
+	have = slices.DeleteFunc(have, func(c change) bool { return c.Was != "" && c.Was == c.Is })
 	b, err := json.MarshalIndent(have, "", "  ")
 	if err != nil {
 		return err
@@ -108,15 +111,22 @@ func Changes(o Options) ([]string, error) {
 // Cleanup removes our files and reports, one line each, what it did and what
 // it leaves: settings of the kernel stay as they are, because other software
 // may have come to rely on them (a container engine on forwarding) and cannot
-// be asked.
+// be asked. Only Localnet is taken back; call it before the packet filter goes.
 func Cleanup(_ context.Context, o Options) (report []string, err error) {
 	s := setup{o: o}
 	have, err := load(s.path(recordPath))
 	s.fail(err)
 	for _, c := range have {
+		if link, ok := localnetLink(c); ok {
+			s.sysctl(localnetPath(link), "0", "1")
+			continue
+		}
 		if !c.File && c.Was != "" {
 			report = append(report, fmt.Sprintf("%s stays %s (it was %s)", c.Name, c.Is, c.Was))
 		}
+	}
+	for _, c := range s.changes {
+		report = append(report, c.String())
 	}
 	for _, f := range managerFiles(o) {
 		if gone, err := remove(s.path(f.path)); err != nil {
@@ -128,6 +138,13 @@ func Cleanup(_ context.Context, o Options) (report []string, err error) {
 	_, err = remove(s.path(recordPath))
 	s.fail(err)
 	return report, errors.Join(s.errs...)
+}
+
+// localnetLink returns the link whose Localnet c has switched on.
+func localnetLink(c change) (link string, ok bool) {
+	name := sysctlName(c.Name) // swaps back
+	link, ok = strings.CutPrefix(strings.TrimSuffix(name, "/route_localnet"), "net/ipv4/conf/")
+	return link, ok && c.Was == "0" && name == localnetPath(link)
 }
 
 func remove(path string) (gone bool, err error) {

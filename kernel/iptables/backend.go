@@ -100,22 +100,22 @@ func (b *backends) command(ctx context.Context, x *backend) (*command, error) {
 	return nil, fmt.Errorf("%s%s: %w (Debian package iptables)", base, suffix, errNotInstalled)
 }
 
-// Cleanup removes what a Filter of this package left, through whichever
-// iptables. It runs no program where nothing was left. It does not touch what
+// Cleanup removes what a Filter and a Balancer of this package left, through
+// whichever iptables. It runs no program where nothing was left. It does not touch what
 // Forward keeps.
 func Cleanup(ctx context.Context) error {
 	b, err := openBackends()
 	if err != nil {
 		return err
 	}
-	err = b.cleanup(ctx, tables())
+	err = errors.Join(b.cleanup(ctx, anyOfOurs, "raw", "mangle", "nat"), b.cleanup(ctx, ofServices, "filter"))
 	if sets, e := link.OpenIPSets(); e == nil {
 		err = errors.Join(err, sets.Destroy(peers4), sets.Destroy(peers6), sets.Close())
 	}
 	return errors.Join(err, b.Close())
 }
 
-func (b *backends) cleanup(ctx context.Context, tables [3]string) error {
+func (b *backends) cleanup(ctx context.Context, mine owner, tables ...string) error {
 	var chains []nft.Chain
 	var err error
 	if b.watch != nil {
@@ -128,7 +128,7 @@ func (b *backends) cleanup(ctx context.Context, tables [3]string) error {
 		for _, table := range tables {
 			ours, err := x.has(table, prefix, chains)
 			if err == nil && ours {
-				err = b.empty(ctx, x, table)
+				err = b.empty(ctx, x, mine, table)
 			}
 			errs = errors.Join(errs, err)
 		}
@@ -149,8 +149,8 @@ func (x *backend) has(table, begin string, chains []nft.Chain) (bool, error) {
 	return false, nil
 }
 
-// empty removes everything of ours from a table.
-func (b *backends) empty(ctx context.Context, x *backend, table string) error {
+// empty removes everything of an owner's from a table.
+func (b *backends) empty(ctx context.Context, x *backend, mine owner, table string) error {
 	cmd, err := b.command(ctx, x)
 	if err != nil {
 		return err
@@ -159,7 +159,7 @@ func (b *backends) empty(ctx context.Context, x *backend, table string) error {
 	if err != nil {
 		return err
 	}
-	if todo := script(table, nil, have); todo != "" {
+	if todo := script(table, mine, nil, have); todo != "" {
 		return cmd.restore(ctx, todo)
 	}
 	return nil

@@ -23,6 +23,7 @@ type command struct {
 	nft         bool   // keeps its rules in nf_tables
 	randomFully bool
 	runs        *atomic.Int64 // programs run so far
+	writes      atomic.Int64  // those of them that wrote
 }
 
 // newCommand finds the programs. The error wraps exec.ErrNotFound if they are
@@ -61,6 +62,7 @@ func (c *command) save(ctx context.Context, name string) (table.Saved, error) {
 // restore applies a script to a table, wholly or not at all, leaving alone
 // what the script does not name.
 func (c *command) restore(ctx context.Context, script string) error {
+	c.writes.Add(1)
 	_, err := c.run(ctx, script, c.name+"-restore", "--noflush", "--wait", lockWait)
 	return err
 }

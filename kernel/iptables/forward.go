@@ -136,7 +136,7 @@ func (f *Forward) Problems() []string {
 func (f *Forward) Remove(ctx context.Context) error {
 	clear(f.seen)
 	f.last, f.names, f.generation = nil, nil, 0
-	return errors.Join(f.b.cleanup(ctx, [3]string{"filter"}), f.firewalld.remove(ctx))
+	return errors.Join(f.b.cleanup(ctx, ofOthers, "filter"), f.firewalld.remove(ctx))
 }
 
 // sync does one backend and family.
@@ -161,7 +161,7 @@ func (f *Forward) sync(ctx context.Context, x *backend) error {
 		if err != nil {
 			return err
 		}
-		todo := script("filter", filterChains(f.last, f.names, x.v4, have), have)
+		todo := script("filter", ofOthers, filterChains(f.last, f.names, x.v4, have), have)
 		if todo == "" {
 			f.seen[x] = id
 			return nil
@@ -209,7 +209,7 @@ func filterChains(networks []netip.Prefix, names []netip.Addr, v4 bool, have tab
 		}
 	}
 	return slices.DeleteFunc([]chain{fwd, dns}, func(c chain) bool {
-		others := slices.DeleteFunc(slices.Clone(have.Rules[c.parent]), isOurJump)
+		others := slices.DeleteFunc(slices.Clone(have.Rules[c.parent]), func(text string) bool { return isJump(text, anyOfOurs) })
 		drops := have.Policy[c.parent] == "DROP" || beforeDroppers(others) < len(others)
 		return len(c.rules) == 0 || !drops
 	})

@@ -280,7 +280,7 @@ func TestSwitchingFiltersLeavesNothingOfTheOther(t *testing.T) {
 	show := func() string { return netnstest.Run(t, n, "sh", "-c", all) }
 	empty := show()
 	useNFT := func(ctx context.Context) error {
-		f, err := nft.New()
+		f, err := nft.New(nil)
 		if err != nil {
 			return err
 		}

@@ -88,7 +88,7 @@ const all = "4u 4t 6u 6t"
 func (w router) untracked(t *testing.T) {
 	t.Helper()
 	err := w.r.Do(func() error {
-		f, err := nft.New()
+		f, err := nft.New(nil)
 		if err != nil {
 			return err
 		}

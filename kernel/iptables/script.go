@@ -4,6 +4,7 @@ import (
 	"encoding/hex"
 	"fmt"
 	"hash/fnv"
+	"maps"
 	"slices"
 	"strings"
 
@@ -13,9 +14,10 @@ import (
 // prefix begins the names of all chains of ours; tag begins the comments of
 // our rules.
 const (
-	prefix  = "FLANNELD-"
-	tag     = "flanneld"
-	jumpTag = "flanneld jump"
+	prefix         = "FLANNELD-"
+	servicesPrefix = prefix + "SVC" // of those of the Balancer
+	tag            = "flanneld"
+	jumpTag        = "flanneld jump"
 )
 
 // chain is one of our chains as it must be.
@@ -41,34 +43,46 @@ func (r rule) digest() string {
 	return hex.EncodeToString(h.Sum(nil))
 }
 
-func isOurJump(text string) bool {
-	return strings.Contains(text, `"`+jumpTag+`"`) || strings.HasPrefix(table.Target(text), prefix)
+// owner tells whether a chain of ours is one's own. The Filter and Forward have
+// chains beside those of the Balancer, whose jumps stand in front.
+type owner func(chain string) bool
+
+func ofServices(chain string) bool { return strings.HasPrefix(chain, servicesPrefix) }
+func ofOthers(chain string) bool   { return anyOfOurs(chain) && !ofServices(chain) }
+func anyOfOurs(chain string) bool  { return strings.HasPrefix(chain, prefix) }
+
+// isJump tells whether a rule jumps to a chain of ours that is somebody's own.
+func isJump(text string, mine owner) bool {
+	target := table.Target(text)
+	return mine(target) || strings.Contains(text, `"`+jumpTag+`"`) && !anyOfOurs(target)
 }
 
 // script returns what must be done to a table for it to hold want and nothing
-// else of ours; "" if it does.
-func script(name string, want []chain, have table.Saved) string {
+// else of an owner's; "" if it does.
+func script(name string, mine owner, want []chain, have table.Saved) string {
 	var body strings.Builder
+	wanted := make(map[string]bool, len(want))
+	var changed []chain
+	for _, c := range want {
+		wanted[c.name] = true
+		if !c.equals(have) {
+			changed = append(changed, c)
+			fmt.Fprintf(&body, ":%s - [0:0]\n", c.name)
+		}
+	}
 	var stale []string
 	for name := range have.Policy {
-		if strings.HasPrefix(name, prefix) && !slices.ContainsFunc(want, func(c chain) bool { return c.name == name }) {
+		if mine(name) && !wanted[name] {
 			stale = append(stale, name)
 		}
 	}
 	slices.Sort(stale)
-	for _, c := range want {
-		if !c.equals(have) {
-			fmt.Fprintf(&body, ":%s - [0:0]\n", c.name)
+	for _, c := range changed {
+		for _, r := range c.rules {
+			fmt.Fprintf(&body, "-A %s %s\n", c.name, r.text())
 		}
 	}
-	for _, c := range want {
-		if !c.equals(have) {
-			for _, r := range c.rules {
-				fmt.Fprintf(&body, "-A %s %s\n", c.name, r.text())
-			}
-		}
-	}
-	jumps(&body, want, have)
+	jumps(&body, mine, want, have)
 	for _, name := range stale {
 		fmt.Fprintf(&body, "-F %s\n", name)
 	}
@@ -93,44 +107,57 @@ func (c chain) equals(have table.Saved) bool {
 
 // jumps writes what makes every built-in chain have exactly the jumps that it
 // must have, where they belong.
-func jumps(body *strings.Builder, want []chain, have table.Saved) {
-	parents := make([]string, 0, len(have.Rules))
+func jumps(body *strings.Builder, mine owner, want []chain, have table.Saved) {
+	parents := map[string]*chain{}
 	for name := range have.Rules {
-		parents = append(parents, name)
+		if !anyOfOurs(name) {
+			parents[name] = nil
+		}
 	}
 	for _, c := range want {
 		if c.parent != "" {
-			parents = append(parents, c.parent)
+			parents[c.parent] = &c
 		}
 	}
-	slices.Sort(parents)
-	for _, parent := range slices.Compact(parents) {
-		if strings.HasPrefix(parent, prefix) {
-			continue
-		}
-		var ours, others []string
-		at := -1
-		for _, text := range have.Rules[parent] {
-			if isOurJump(text) {
-				ours = append(ours, text)
-				at = len(others)
-			} else {
-				others = append(others, text)
-			}
-		}
-		i := slices.IndexFunc(want, func(c chain) bool { return c.parent == parent })
+	for _, parent := range slices.Sorted(maps.Keys(parents)) {
+		c, now := parents[parent], jumpsNow(have.Rules[parent], mine)
 		place := 0
-		if i >= 0 && want[i].place != nil {
-			place = want[i].place(others)
+		if c != nil && c.place != nil {
+			place = c.place(now.others)
 		}
-		if i >= 0 && len(ours) == 1 && table.Target(ours[0]) == want[i].name && at == place {
+		if c != nil && len(now.ours) == 1 && table.Target(now.ours[0]) == c.name && now.at == place {
 			continue
 		}
-		for _, text := range ours {
+		for _, text := range now.ours {
 			fmt.Fprintf(body, "-D %s %s\n", parent, text)
 		}
-		if i >= 0 {
-			fmt.Fprintf(body, "-I %s %d -m comment --comment \"%s\" -j %s\n", parent, place+1, jumpTag, want[i].name)
+		if c != nil {
+			fmt.Fprintf(body, "-I %s %d -m comment --comment \"%s\" -j %s\n", parent, now.index[place]+1, jumpTag, c.name)
 		}
 	}
+}
+
+// jumping is a built-in chain as it is.
+type jumping struct {
+	ours, others []string
+	at           int   // others before the last one of ours
+	index        []int // where each of others stands without ours, and the end
+}
+
+// jumpsNow leaves out the jumps of services, which are in nobody's way, unless
+// it is about those.
+func jumpsNow(rules []string, mine owner) jumping {
+	j, i := jumping{at: -1}, 0
+	for _, text := range rules {
+		switch {
+		case isJump(text, mine):
+			j.ours, j.at = append(j.ours, text), len(j.others)
+			continue
+		case !ofServices(table.Target(text)):
+			j.others, j.index = append(j.others, text), append(j.index, i)
+		}
+		i++
+	}
+	j.index = append(j.index, i)
+	return j
 }

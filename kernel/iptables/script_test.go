@@ -36,7 +36,7 @@ func TestScriptOfATableThatIsRightIsEmpty(t *testing.T) {
 	c := chain{table: "nat", name: prefix + "POST", parent: "POSTROUTING", rules: []rule{{"-s 10.1.0.0/16", "MASQUERADE"}}}
 	right := ":POSTROUTING ACCEPT [0:0]\n:FLANNELD-POST - [0:0]\n-A POSTROUTING -m comment --comment \"flanneld jump\" -j FLANNELD-POST\n" +
 		"-A POSTROUTING -j OTHER\n-A FLANNELD-POST " + c.rules[0].text() + "\nCOMMIT\n"
-	if s := script("nat", []chain{c}, table.Parse(right)); s != "" {
+	if s := script("nat", ofOthers, []chain{c}, table.Parse(right)); s != "" {
 		t.Errorf("script:\n%s", s)
 	}
 	for name, wrong := range map[string]string{
@@ -45,7 +45,7 @@ func TestScriptOfATableThatIsRightIsEmpty(t *testing.T) {
 		"chain missing":  strings.Replace(right, ":FLANNELD-POST - [0:0]\n", "", 1),
 		"an older chain": right + ":FLANNELD-OLD - [0:0]\n",
 	} {
-		if s := script("nat", []chain{c}, table.Parse(wrong)); s == "" {
+		if s := script("nat", ofOthers, []chain{c}, table.Parse(wrong)); s == "" {
 			t.Errorf("%s: nothing to do", name)
 		}
 	}
@@ -124,6 +124,6 @@ func FuzzParseSaved(f *testing.F) {
 	f.Add(":\n-A \n-A x")
 	f.Fuzz(func(t *testing.T, text string) {
 		have := table.Parse(text)
-		script("filter", filterChains([]netip.Prefix{netip.MustParsePrefix("10.1.0.0/16")}, []netip.Addr{netip.MustParseAddr("10.1.1.1")}, true, have), have)
+		script("filter", ofOthers, filterChains([]netip.Prefix{netip.MustParsePrefix("10.1.0.0/16")}, []netip.Addr{netip.MustParseAddr("10.1.1.1")}, true, have), have)
 	})
 }

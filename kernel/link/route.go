@@ -123,7 +123,8 @@ type RouteFilter struct {
 	Protocol uint8 // 0: any
 }
 
-// Routes lists the routes of both families in the main table that fit.
+// Routes lists the routes of both families in the main table that fit, but
+// those of SyncServices.
 func (h *Handle) Routes(f RouteFilter) ([]Route, error) {
 	var out []Route
 	for _, fam := range families() {
@@ -137,7 +138,7 @@ func (h *Handle) Routes(f RouteFilter) ([]Route, error) {
 			var r Route
 			// Filtered again: a kernel without strict checking lists all.
 			if len(body) > 0 && body[0] == fam && readRoute(body, &r) &&
-				(f.Link == 0 || r.Link == f.Link) && (f.Protocol == 0 || r.Protocol == f.Protocol) {
+				(f.Link == 0 || r.Link == f.Link) && (f.Protocol == 0 || r.Protocol == f.Protocol) && !r.ofServices() {
 				out = append(out, r)
 			}
 			return nil

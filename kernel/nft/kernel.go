@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"io/fs"
 	"slices"
+	"strings"
 
 	"github.com/google/nftables"
 	"github.com/google/nftables/userdata"
@@ -138,7 +139,7 @@ func (f *Filter) writeTable(have, want table) (commits int, err error) {
 			w.addSet(s)
 		}
 		var added []string
-		added, gone[s.name] = diff(old.keys, s.keys)
+		added, gone[s.name] = diff(old.keys, s.keys, strings.Compare)
 		w.elements(s, added, true)
 	}
 	w.chains(have.chains, want.chains)
@@ -183,12 +184,12 @@ func find(sets []set, name string) (set, bool) {
 }
 
 // diff compares two sorted lists.
-func diff(have, want []string) (added, gone []string) {
+func diff[T comparable](have, want []T, compare func(a, b T) int) (added, gone []T) {
 	for len(have) > 0 && len(want) > 0 {
 		switch {
 		case have[0] == want[0]:
 			have, want = have[1:], want[1:]
-		case have[0] < want[0]:
+		case compare(have[0], want[0]) < 0:
 			gone, have = append(gone, have[0]), have[1:]
 		default:
 			added, want = append(added, want[0]), want[1:]

@@ -102,10 +102,16 @@ func from(p netip.Prefix) match { return addrWithin(p, true) }
 func to(p netip.Prefix) match   { return addrWithin(p, false) }
 
 func addrWithin(p netip.Prefix, source bool) match {
-	v4, bits := p.Addr().Is4(), p.Bits()
-	n := max((bits+7)/8, 1)
+	return append(match{loadAddr(p.Addr().Is4(), source, uint32(prefixBytes(p)))}, within(p)...)
+}
+
+func prefixBytes(p netip.Prefix) int { return max((p.Bits()+7)/8, 1) }
+
+// within compares as much of a loaded address as the prefix says.
+func within(p netip.Prefix) match {
+	bits, n := p.Bits(), prefixBytes(p)
 	want := p.Masked().Addr().AsSlice()[:n]
-	m := match{loadAddr(v4, source, uint32(n))}
+	var m match
 	if bits%8 != 0 || bits == 0 {
 		mask := make([]byte, n)
 		for i := range bits {
@@ -160,10 +166,13 @@ func routedTo(link string) match {
 	}
 }
 
-func toThisHost() match {
+func toThisHost() match    { return daddrType(expr.CmpOpEq) }
+func notToThisHost() match { return daddrType(expr.CmpOpNeq) }
+
+func daddrType(op expr.CmpOp) match {
 	return match{
 		&expr.Fib{Register: reg, FlagDADDR: true, ResultADDRTYPE: true},
-		&expr.Cmp{Op: expr.CmpOpEq, Register: reg, Data: binary.NativeEndian.AppendUint32(nil, unix.RTN_LOCAL)},
+		&expr.Cmp{Op: op, Register: reg, Data: binary.NativeEndian.AppendUint32(nil, unix.RTN_LOCAL)},
 	}
 }
 

@@ -40,13 +40,15 @@ const receiveBuffer = 2 << 20
 // Filter is our tables in one network namespace. It is not safe for
 // concurrent use.
 type Filter struct {
-	conn *nftables.Conn
-	gen  *generation
+	conn   *nftables.Conn
+	gen    *generation // its socket reads elements
+	ledger *Ledger
+	own    bool // the ledger is nobody else's
 
 	last rules.Rules
-	// have is what the kernel held at generation seen; nil: not known.
+	// have is what the kernel held when the ledger said seen; nil: not known.
 	have *tables
-	seen uint32
+	seen uint64
 	// noARP: the kernel has no tables of family arp (CONFIG_NF_TABLES_ARP).
 	// What would be in ours can be done without.
 	noARP bool
@@ -54,12 +56,12 @@ type Filter struct {
 
 var _ rules.Filter = (*Filter)(nil)
 
-// New returns the filter of the calling thread's network namespace. It
-// returns rules.ErrNotSupported, with the reason, if the kernel lacks
+// New returns the filter of the calling thread's network namespace, which is
+// l's; nil: nobody else of this process writes there. It returns rules.ErrNotSupported, with the reason, if the kernel lacks
 // nf_tables or an expression that we need; Linux 5.2 with CONFIG_NF_TABLES_INET,
 // NFT_NAT, NFT_MASQ and NFT_FIB_INET has them all. It leaves nothing in the kernel.
-func New() (*Filter, error) {
-	f, err := open()
+func New(l *Ledger) (*Filter, error) {
+	f, err := open(l)
 	if err != nil {
 		return nil, err
 	}
@@ -69,16 +71,24 @@ func New() (*Filter, error) {
 	return f, nil
 }
 
-func open() (*Filter, error) {
-	gen, err := openGeneration()
+func open(l *Ledger) (*Filter, error) {
+	f := &Filter{}
+	err := f.open(l)
 	if err != nil {
-		return nil, err
+		return nil, errors.Join(err, f.Close())
 	}
-	conn, err := dial()
-	if err != nil {
-		return nil, errors.Join(err, gen.Close())
+	return f, nil
+}
+
+func (f *Filter) open(l *Ledger) (err error) {
+	if f.ledger, f.own, err = shared(l); err != nil {
+		return err
 	}
-	return &Filter{conn: conn, gen: gen}, nil
+	if f.gen, err = openGeneration(); err != nil {
+		return err
+	}
+	f.conn, err = dial()
+	return err
 }
 
 func dial() (*nftables.Conn, error) {
@@ -92,23 +102,35 @@ func dial() (*nftables.Conn, error) {
 }
 
 // Close lets go of the sockets; the rules stay.
-func (f *Filter) Close() error { return errors.Join(f.conn.CloseLasting(), f.gen.Close()) }
+func (f *Filter) Close() error {
+	var errs []error
+	if f.conn != nil {
+		errs = append(errs, f.conn.CloseLasting())
+	}
+	if f.gen != nil {
+		errs = append(errs, f.gen.Close())
+	}
+	if f.own && f.ledger != nil {
+		errs = append(errs, f.ledger.Close())
+	}
+	return errors.Join(errs...)
+}
 
 // Sync implements rules.Filter. While nobody else writes to nf_tables and r
 // stays the same it is one small request to the kernel.
 func (f *Filter) Sync(ctx context.Context, r rules.Rules) error {
-	gen, err := f.gen.Get()
+	foreign, err := f.ledger.check()
 	if err != nil {
 		return err
 	}
-	if f.have != nil && gen == f.seen && r.Equal(f.last) {
+	if f.have != nil && foreign == f.seen && r.Equal(f.last) {
 		return nil
 	}
-	if f.have != nil && gen == f.seen && r.EqualButPeers(f.last) {
+	if f.have != nil && foreign == f.seen && r.EqualButPeers(f.last) {
 		want := *f.have
 		var few bool
 		if want[0], few = want[0].withPeers(f.last.Tunnel.Peers, r.Tunnel.Peers); few {
-			if err := f.become(ctx, want, gen); err != nil {
+			if err := f.become(ctx, want, foreign); err != nil {
 				return fmt.Errorf("program peers into nftables table inet %s: %w", Table, err)
 			}
 			f.last.Tunnel.Peers = append(f.last.Tunnel.Peers[:0], r.Tunnel.Peers...)
@@ -128,7 +150,7 @@ func (f *Filter) Sync(ctx context.Context, r rules.Rules) error {
 	if want[1], err = arpOf(r); err != nil {
 		return err
 	}
-	if err := f.become(ctx, want, gen); err != nil {
+	if err := f.become(ctx, want, foreign); err != nil {
 		return fmt.Errorf("program nftables table inet %s: %w", Table, err)
 	}
 	f.last = r.Clone()
@@ -137,19 +159,19 @@ func (f *Filter) Sync(ctx context.Context, r rules.Rules) error {
 
 // Remove implements rules.Filter.
 func (f *Filter) Remove(ctx context.Context) error {
-	gen, err := f.gen.Get()
+	foreign, err := f.ledger.check()
 	if err != nil {
 		return err
 	}
 	f.have, f.last = nil, rules.Rules{}
-	if err := f.become(ctx, tables{}, gen); err != nil {
+	if err := f.become(ctx, tables{}, foreign); err != nil {
 		return fmt.Errorf("remove nftables table inet %s: %w", Table, err)
 	}
 	return nil
 }
 
-// become makes the kernel hold want. gen is the present generation.
-func (f *Filter) become(ctx context.Context, want tables, gen uint32) error {
+// become makes the kernel hold want. foreign is what the ledger says now.
+func (f *Filter) become(ctx context.Context, want tables, foreign uint64) error {
 	for i, family := range families() {
 		want[i].family = family
 		want[i].exists = len(want[i].chains) > 0 || len(want[i].sets) > 0
@@ -163,7 +185,7 @@ func (f *Filter) become(ctx context.Context, want tables, gen uint32) error {
 			want[1] = table{family: want[1].family}
 		}
 		have := f.have
-		if have == nil || gen != f.seen {
+		if have == nil || foreign != f.seen {
 			t, err := f.read()
 			if err != nil {
 				return err
@@ -171,19 +193,15 @@ func (f *Filter) become(ctx context.Context, want tables, gen uint32) error {
 			have = &t
 		}
 		f.have = nil
-		commits, err := f.write(*have, want)
+		now, err := f.ledger.commit(func() (int, error) { return f.write(*have, want) })
 		if err != nil {
 			errs = errors.Join(errs, err)
-			if gen, err = f.restart(); err != nil {
+			if foreign, err = f.restart(); err != nil {
 				return errors.Join(errs, err)
 			}
 			continue
 		}
-		now, err := f.gen.Get()
-		if err != nil {
-			return err
-		}
-		if now == gen+uint32(commits) { // nobody else wrote: this is what is there
+		if now == foreign { // nobody else wrote: this is what is there
 			f.have, f.seen = &want, now
 		}
 		return nil
@@ -192,7 +210,7 @@ func (f *Filter) become(ctx context.Context, want tables, gen uint32) error {
 }
 
 // restart forgets messages that were not sent and answers that were not read.
-func (f *Filter) restart() (gen uint32, err error) {
+func (f *Filter) restart() (foreign uint64, err error) {
 	conn, err := dial()
 	if err != nil {
 		return 0, err
@@ -201,16 +219,13 @@ func (f *Filter) restart() (gen uint32, err error) {
 	if err := conn.CloseLasting(); err != nil {
 		return 0, fmt.Errorf("close nf_tables socket: %w", err)
 	}
-	return f.gen.Get()
+	return f.ledger.check()
 }
 
 // probe makes a table with everything that we need and deletes it in the same
 // transaction: no packet ever sees it, and the kernel says what it lacks. (A
 // transaction that is refused would cost 20 ms: it waits for all readers.)
 func (f *Filter) probe() error {
-	if _, err := f.gen.Get(); err != nil {
-		return err
-	}
 	t := f.conn.AddTable(&nftables.Table{Name: Table + "-probe", Family: nftables.TableFamilyINet})
 	policy := nftables.ChainPolicyAccept
 	f.conn.AddChain(&nftables.Chain{Name: "nat", Table: t, Type: nftables.ChainTypeNAT,
@@ -220,7 +235,7 @@ func (f *Filter) probe() error {
 		f.conn.AddRule(&nftables.Rule{Table: t, Chain: c, Exprs: m})
 	}
 	f.conn.DelTable(t)
-	err := f.conn.Flush()
+	_, err := f.ledger.commit(func() (int, error) { return 1, f.conn.Flush() })
 	switch {
 	case err == nil:
 		return nil
@@ -231,16 +246,25 @@ func (f *Filter) probe() error {
 		rules.ErrNotSupported, err)
 }
 
-// Cleanup removes what a Filter left in the calling thread's network
-// namespace. Where there is nothing, or no nf_tables, it does nothing.
+// Cleanup removes what a Filter and a Balancer left in the calling thread's
+// network namespace. Where there is nothing, or no nf_tables, it does nothing.
 func Cleanup(ctx context.Context) error {
-	f, err := open()
-	if err != nil {
+	l, err := NewLedger()
+	if errors.Is(err, rules.ErrNotSupported) {
+		return nil
+	} else if err != nil {
 		return err
 	}
-	err = f.Remove(ctx)
-	if errors.Is(err, rules.ErrNotSupported) {
-		err = nil
+	var errs []error
+	if f, err := open(l); err != nil {
+		errs = append(errs, err)
+	} else {
+		errs = append(errs, f.Remove(ctx), f.Close())
 	}
-	return errors.Join(err, f.Close())
+	if b, err := openBalancer(l); err != nil {
+		errs = append(errs, err)
+	} else {
+		errs = append(errs, b.Remove(ctx), b.Close())
+	}
+	return errors.Join(append(errs, l.Close())...)
 }

@@ -13,7 +13,7 @@ import (
 
 func TestContract(t *testing.T) {
 	rulestest.Run(t, rulestest.Subject{
-		Open: func() (rules.Filter, error) { return nft.New() },
+		Open: func() (rules.Filter, error) { return nft.New(nil) },
 		Flushes: map[string]string{
 			"flush ruleset":      "nft flush ruleset",
 			"deletion":           "nft delete table inet flanneld",
@@ -62,7 +62,7 @@ func TestAddressesOnNoLinkAreNotAnsweredFor(t *testing.T) {
 		t.Fatal("the kernel answers otherwise than it is thought to: the test proves nothing")
 	}
 	err := host.Do(func() error {
-		f, err := nft.New()
+		f, err := nft.New(nil)
 		if err != nil {
 			return err
 		}

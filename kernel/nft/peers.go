@@ -88,7 +88,7 @@ func (t table) withPeers(last, now []netip.Addr) (_ table, ok bool) {
 }
 
 // trim cuts off what both lists begin and end with.
-func trim(a, b []netip.Addr) (_, _ []netip.Addr) {
+func trim[T comparable](a, b []T) (_, _ []T) {
 	for len(a) > 0 && len(b) > 0 && a[0] == b[0] {
 		a, b = a[1:], b[1:]
 	}

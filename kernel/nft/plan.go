@@ -48,6 +48,7 @@ type rule struct {
 	// the expressions: equal comments mean equal rules.
 	comment string
 	exprs   []expr.Any
+	kinds   []byte // names of the expressions, set with the digest
 }
 
 // Names of sets and of the chains that rules jump to.
@@ -109,11 +110,12 @@ func (c *chain) add(comment string, ms ...match) {
 func (r *rule) sign() error {
 	h := fnv.New64a()
 	for _, e := range r.exprs {
-		b, err := expr.Marshal(unix.NFPROTO_INET, e)
+		b, err := marshal(e)
 		if err != nil {
 			return fmt.Errorf("rule %q: %w", r.comment, err)
 		}
 		h.Write(b)
+		r.kinds = append(r.kinds, attr(b, unix.NFTA_EXPR_NAME)...)
 	}
 	r.comment += " #" + hex.EncodeToString(h.Sum(nil))
 	return nil

@@ -38,7 +38,7 @@ func sample() rules.Rules {
 func TestRulesAsNftShowsThem(t *testing.T) {
 	ns := netnstest.New(t)
 	err := ns.Do(func() error {
-		f, err := New()
+		f, err := New(nil)
 		if err != nil {
 			return err
 		}
@@ -125,7 +125,7 @@ func FuzzDiff(f *testing.F) {
 			return slices.Compact(keys)
 		}
 		have, want := sorted(a), sorted(b)
-		added, gone := diff(slices.Clone(have), slices.Clone(want))
+		added, gone := diff(slices.Clone(have), slices.Clone(want), strings.Compare)
 		got := slices.DeleteFunc(append(slices.Clone(have), added...), func(k string) bool { return slices.Contains(gone, k) })
 		slices.Sort(got)
 		if !slices.Equal(got, want) {
@@ -242,7 +242,7 @@ func TestFewChangedPeersGiveTheSamePlan(t *testing.T) {
 func TestAKernelWithoutARPTablesHasTheRest(t *testing.T) {
 	ns := netnstest.New(t)
 	err := ns.Do(func() error {
-		f, err := New()
+		f, err := New(nil)
 		if err != nil {
 			return err
 		}

@@ -39,7 +39,7 @@ func TestManyPeersLoadAtOnceAndOneMoreIsOneElement(t *testing.T) {
 			}
 			var f *nft.Filter
 			err := timed("New", func() (err error) {
-				f, err = nft.New()
+				f, err = nft.New(nil)
 				return err
 			})
 			if err != nil {
@@ -73,7 +73,7 @@ func TestManyPeersLoadAtOnceAndOneMoreIsOneElement(t *testing.T) {
 func BenchmarkSyncUnchanged(b *testing.B) {
 	ns := netnstest.New(b)
 	err := ns.Do(func() error {
-		f, err := nft.New()
+		f, err := nft.New(nil)
 		if err != nil {
 			return err
 		}
@@ -99,7 +99,7 @@ func BenchmarkSyncUnchanged(b *testing.B) {
 func BenchmarkOnePeerChanges(b *testing.B) {
 	ns := netnstest.New(b)
 	err := ns.Do(func() error {
-		f, err := nft.New()
+		f, err := nft.New(nil)
 		if err != nil {
 			return err
 		}

@@ -224,6 +224,7 @@ var homes = map[string][]string{
 	"github.com/mdlayher/netlink":           {"kernel/nft"}, // google/nftables speaks through it
 	"github.com/google/nftables/binaryutil": {"kernel/nft"},
 	"golang.zx2c4.com/wireguard":            {"kernel/wireguard"},
+	"go.yaml.in/yaml":                       {"service/manifest"},
 	"golang.org/x/sys/unix":                 nil, // anywhere
 }
 

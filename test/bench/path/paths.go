@@ -160,7 +160,7 @@ func (d driver) up(ctx context.Context, p *pair) error {
 // filter sets the rules of a host that masquerades.
 func (p *pair) filter(ctx context.Context, i int, info backend.Info) error {
 	var f *nft.Filter
-	err := p.hosts[i].Do(func() (err error) { f, err = nft.New(); return err })
+	err := p.hosts[i].Do(func() (err error) { f, err = nft.New(nil); return err })
 	if err != nil {
 		return err
 	}
