@@ -43,13 +43,14 @@ test-vm: ## tests of PKG under Debian's kernel in a VM; ARGS="-test.run X -test.
 bench: ## compare with the peers; prints tables for docs/performance.md
 	@test/packages.sh test
 	@$(MAKE) --no-print-directory build
-	@$(GO) build -o bin/bench-hosts ./test/bench/hosts && $(GO) build -o bin/bench-cni ./test/bench/cni && $(GO) build -o bin/bench-path ./test/bench/path && $(GO) build -o bin/bench-dns ./test/bench/dns
+	@$(GO) build -o bin/bench-hosts ./test/bench/hosts && $(GO) build -o bin/bench-cni ./test/bench/cni && $(GO) build -o bin/bench-path ./test/bench/path && $(GO) build -o bin/bench-dns ./test/bench/dns && $(GO) build -o bin/bench-services ./test/bench/services
 	@test/flannel.sh bin/flannel-test-peer
 	@test/coredns.sh bin/coredns-test-peer
 	@$(SUDO) env "PATH=$$PATH" bin/bench-hosts --bin bin --flannel bin/flannel-test-peer
 	@$(SUDO) env "PATH=$$PATH" bin/bench-cni
 	@$(SUDO) env "PATH=$$PATH" bin/bench-path
 	@$(SUDO) env "PATH=$$PATH" bin/bench-dns --bin bin --coredns bin/coredns-test-peer
+	@$(SUDO) env "PATH=$$PATH" bin/bench-services --bin bin
 
 lint: tools ## gofmt, go vet, golangci-lint, staticcheck, deadcode
 	@test/lint.sh $(TOOLS)

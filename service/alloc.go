@@ -84,6 +84,7 @@ func Claimant(etcdPrefix string, kv store.KV) string {
 type Chooser struct {
 	Prefix   string         // of etcd
 	Networks []netip.Prefix // of virtual addresses, at most one per family
+	Hosts    []netip.Addr   // of Networks, that are hosts' own
 	// Taken tells whether a claim is held. It is asked only about what may be
 	// chosen, not about what the service names itself.
 	Taken func(claim string) (bool, error)
@@ -150,6 +151,9 @@ func (c Chooser) check(a netip.Addr) error {
 			return &FieldError{"VirtualIPs", a.String(), fmt.Sprintf("the first %d addresses of %v, and the last of IPv4, are no service's (%v is the cluster's DNS): take another",
 				reserved(p), p, subnet.ClusterDNS(p))}
 		}
+		if slices.Contains(c.Hosts, a) {
+			return &FieldError{"VirtualIPs", a.String(), "is a host's own address: take another, or none to have one chosen"}
+		}
 		return nil
 	}
 	return &FieldError{"VirtualIPs", a.String(), "must be in " + join(c.Networks) + ", the network of services"}
@@ -166,6 +170,13 @@ func (c Chooser) addresses() ([]netip.Addr, error) {
 		return nil, noNetwork()
 	}
 	prefix, _ := ClaimPrefixes(c.Prefix)
+	taken := c.Taken
+	c.Taken = func(key string) (bool, error) {
+		if slices.ContainsFunc(c.Hosts, func(a netip.Addr) bool { return key == prefix+a.String() }) {
+			return true, nil
+		}
+		return taken(key)
+	}
 	var out []netip.Addr
 	for _, p := range c.Networks {
 		first, n := choice(p)

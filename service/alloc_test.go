@@ -92,6 +92,15 @@ func TestAddressesThatNoServiceMayHaveAreRefused(t *testing.T) {
 			t.Errorf("%s: %v", name, err)
 		}
 	}
+	c := chooser("10.0.0.32/27", 3)
+	c.Hosts = addrs("10.0.0.51 10.0.0.52")
+	if err := c.Choose(&Service{VirtualIPs: addrs("10.0.0.52")}, nil); err == nil || !strings.Contains(err.Error(), "VirtualIPs = 10.0.0.52: is a host's own address") {
+		t.Errorf("a host's own: %v", err)
+	}
+	chosen := &Service{}
+	if err := c.Choose(chosen, nil); err != nil || !slices.Equal(chosen.VirtualIPs, addrs("10.0.0.53")) {
+		t.Errorf("beside hosts: %v, %v", chosen.VirtualIPs, err)
+	}
 	// What the service has stays, wherever the network went.
 	s := &Service{VirtualIPs: addrs("10.9.0.20")}
 	if err := chooser("10.0.0.0/24", 0).Choose(s, &Service{VirtualIPs: addrs("10.9.0.20")}); err != nil {

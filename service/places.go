@@ -65,12 +65,15 @@ func (t *Table) serve(k *taker) {
 func (t *Table) serveService(k *taker, f *filling) {
 	s := k.service
 	at := s.VirtualIPs
-	if slices.ContainsFunc(at, func(a netip.Addr) bool { return !within(t.state.Networks, a) }) {
+	if slices.ContainsFunc(at, func(a netip.Addr) bool { return !t.state.mayServe(a) }) {
 		at = nil
 		for _, a := range s.VirtualIPs {
-			if within(t.state.Networks, a) {
+			switch {
+			case t.state.mayServe(a):
 				at = append(at, a)
-			} else if len(t.state.Networks) > 0 {
+			case within(t.state.Networks, a):
+				f.problem("its virtual address %s is a host's own: update it with another one", a)
+			case len(t.state.Networks) > 0:
 				f.problem("its virtual address %s is outside of the service network %s: update it with another one", a, join(t.state.Networks))
 			}
 		}
@@ -92,6 +95,12 @@ func (t *Table) serveService(k *taker, f *filling) {
 			k.ask(f, t.nodes, p.NodePort, true)
 		}
 	}
+}
+
+// mayServe tells whether a can be a service's address here.
+func (st *State) mayServe(a netip.Addr) bool {
+	_, own := slices.BinarySearchFunc(st.Hosts, a, netip.Addr.Compare)
+	return !own && within(st.Networks, a)
 }
 
 // ask offers a frontend at each address.

@@ -13,6 +13,9 @@ type State struct {
 	// Networks are those that virtual addresses may be in, Pods the pod network
 	// and Subnets this host's own parts of it.
 	Networks, Pods, Subnets []netip.Prefix
+	// Hosts are addresses in Networks that are hosts' own, and so no service's:
+	// sorted, each once, usually none.
+	Hosts []netip.Addr
 	// Nodes are this host's addresses at which node ports and published ports
 	// are; 127.0.0.1 is always one for what begins on this host.
 	Nodes []netip.Addr

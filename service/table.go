@@ -17,7 +17,7 @@ import (
 // ready; it belongs to one goroutine.
 //
 // A service has a frontend for each of its ports at each of its virtual
-// addresses within State.Networks and, for node ports, at each of the host's
+// addresses within State.Networks that is no host's and, for node ports, at each of the host's
 // own; a publication of this host has one at each of the host's own. A headless
 // or external service has none. An address and port of a protocol that several
 // ask for is the one's that was created first, or of the lower key; a
@@ -108,12 +108,12 @@ func (t *Table) Build(s State) (rules.Services, []error) {
 		t.problemsOld = false
 		t.problems = t.listProblems()
 	}
-	return rules.Services{Networks: s.Networks, Pods: s.Pods, Subnets: s.Subnets, Frontends: t.frontends, Local: t.local}, t.problems
+	return rules.Services{Networks: s.Networks, Hosts: s.Hosts, Pods: s.Pods, Subnets: s.Subnets, Frontends: t.frontends, Local: t.local}, t.problems
 }
 
 // alike tells whether the same values make the same frontends.
 func (st *State) alike(o *State) bool {
-	return st.Tenant == o.Tenant && st.Host == o.Host && slices.Equal(st.Networks, o.Networks) && slices.Equal(st.Pods, o.Pods) &&
+	return st.Tenant == o.Tenant && st.Host == o.Host && slices.Equal(st.Networks, o.Networks) && slices.Equal(st.Hosts, o.Hosts) && slices.Equal(st.Pods, o.Pods) &&
 		slices.Equal(st.Subnets, o.Subnets) && slices.Equal(st.Nodes, o.Nodes)
 }
 

@@ -147,6 +147,7 @@ func (d dice) next(s State) State {
 		s.Host = d.pick("host1", "host2")
 	case 8, 9:
 		s.Networks = prefixes(d.pick("10.0.0.0/16 fd00::/64", "10.0.0.0/16", "10.0.0.0/30", ""))
+		s.Hosts = addrs(d.pick("", "10.0.0.2 10.0.0.3", "fd00::2"))
 	case 10, 11:
 		s.Subnets = prefixes(d.pick("10.1.0.0/29", "fd00:1::/126 10.1.0.0/30", ""))
 	case 12, 13:

@@ -72,8 +72,11 @@ func TestFrontendsOf(t *testing.T) {
 		"this host is dead":    {func(s *State) { s.Dead = map[string]string{"host1": "silent"} }, all},
 		"elsewhere": {func(s *State) { s.Services[0].VirtualIPs = addrs("10.9.0.1") },
 			"service web of network default: its virtual address 10.9.0.1 is outside of the service network 10.0.0.0/16: update it with another one"},
-		"two addresses": {func(s *State) { s.Endpoints[0].Addresses = addrs("fd00::1 10.1.1.9 10.1.1.8") }, strings.Replace(all, "10.1.1.2", "10.1.1.9", 1)},
-		"of one family": {func(s *State) { s.Endpoints[0].Addresses = addrs("fd00::1") }, "10.0.0.80:80/tcp -> 10.1.2.2:8080 10.1.3.2:8080"},
+		"a host's own": {func(s *State) { s.Hosts = addrs("10.0.0.79 10.0.0.80") },
+			"service web of network default: its virtual address 10.0.0.80 is a host's own: update it with another one"},
+		"a host's own beside": {func(s *State) { s.Hosts = addrs("10.0.0.79 10.0.0.81") }, all},
+		"two addresses":       {func(s *State) { s.Endpoints[0].Addresses = addrs("fd00::1 10.1.1.9 10.1.1.8") }, strings.Replace(all, "10.1.1.2", "10.1.1.9", 1)},
+		"of one family":       {func(s *State) { s.Endpoints[0].Addresses = addrs("fd00::1") }, "10.0.0.80:80/tcp -> 10.1.2.2:8080 10.1.3.2:8080"},
 		"both families": {func(s *State) {
 			s.Networks, s.Services[0].VirtualIPs = prefixes("10.0.0.0/16 fd00::/112"), addrs("10.0.0.80 fd00::80")
 			s.Endpoints[0].Addresses = addrs("fd00:1::1 10.1.1.2")
@@ -291,6 +294,19 @@ invalid IP|host4|false|it has no IPv4 address
 	list := Behind(v, s)
 	if len(list) != 9 || !list[1].Ready || !list[2].Ready || list[3].Addr != addrs("fd00::6")[0] {
 		t.Errorf("headless: %+v", list)
+	}
+}
+
+func TestAHostTakesItsAddressFromAService(t *testing.T) {
+	s := small()
+	var table Table
+	for _, hosts := range []string{"", "10.0.0.80", "10.0.0.81 10.0.0.82", "10.0.0.80 10.0.0.81", ""} {
+		s.Hosts = addrs(hosts)
+		got, problems := table.Build(s)
+		want, afresh := new(Table).Build(s)
+		if !slices.Equal(got.Hosts, s.Hosts) || shown(got, problems) != shown(want, afresh) {
+			t.Errorf("%q: %s\nbuilt afresh\n%s", hosts, shown(got, problems), shown(want, afresh))
+		}
 	}
 }
 

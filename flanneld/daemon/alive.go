@@ -1,10 +1,7 @@
 package daemon
 
 import (
-	"cmp"
 	"fmt"
-	"slices"
-	"strings"
 	"sync"
 	"time"
 
@@ -21,14 +18,8 @@ func (n *names) endpoints(now time.Time) (list []*endpoint.Endpoint, next time.T
 	} else {
 		n.kept = nil
 	}
-	last, gone := &endpoint.Endpoint{}, false // there may be many of a host
-	others = slices.DeleteFunc(slices.Clone(others), func(e *endpoint.Endpoint) bool {
-		if e.Host != last.Host || e.Identity != last.Identity {
-			last, gone = e, n.isFormer(e)
-		}
-		return gone
-	})
-	return merge(others, n.local), next
+	n.roster.become(others, n.isFormer)
+	return merge(n.roster.current(), n.local), next
 }
 
 // isFormer tells whether an endpoint of etcd is not to be counted: it is of
@@ -68,49 +59,22 @@ func (n *names) forget(now time.Time) {
 	}
 }
 
-// merge returns the values of two lists in the order of keys, b's where both
-// have a key.
-func merge(a, b []*endpoint.Endpoint) []*endpoint.Endpoint {
-	out := make([]*endpoint.Endpoint, 0, len(a)+len(b))
-	for len(a) > 0 && len(b) > 0 {
-		switch c := compareEndpoints(a[0], b[0]); {
-		case c < 0:
-			out, a = append(out, a[0]), a[1:]
-		case c == 0:
-			a = a[1:]
-		default:
-			out, b = append(out, b[0]), b[1:]
-		}
-	}
-	return append(append(out, a...), b...)
-}
-
-// compareEndpoints orders by key.
-func compareEndpoints(a, b *endpoint.Endpoint) int {
-	return cmp.Or(strings.Compare(a.Tenant, b.Tenant), strings.Compare(a.Network, b.Network), strings.Compare(a.ID, b.ID))
-}
-
 // judgeHosts says which hosts with endpoints count as dead, and when that
 // changes by itself. While nothing is certain the former judgement stays.
-func (n *names) judgeHosts(endpoints []*endpoint.Endpoint, now time.Time) (dead map[string]string, next time.Time) {
+func (n *names) judgeHosts(lives map[life]int, now time.Time) (dead map[string]string, next time.Time) {
 	dead = map[string]string{}
 	sure := n.ground.fresh.Add(subnet.HostTTL)
-	last := ""
-	for _, e := range endpoints {
-		if e.Host == last || e.Host == n.ground.self.Name {
-			continue
-		}
-		last = e.Host
+	for l := range lives {
 		switch {
-		case n.ground.lives[e.Identity]:
+		case l.host == n.ground.self.Name, n.ground.lives[l.identity]:
 		case n.ground.fresh.IsZero() || now.Before(sure):
-			if why, ok := n.dead[e.Host]; ok {
-				dead[e.Host] = why
+			if why, ok := n.dead[l.host]; ok {
+				dead[l.host] = why
 			} else if !n.ground.fresh.IsZero() {
 				next = sure
 			}
 		default:
-			dead[e.Host] = fmt.Sprintf("%s is not alive: it has no record under hosts/", e.Host)
+			dead[l.host] = fmt.Sprintf("%s is not alive: it has no record under hosts/", l.host)
 		}
 	}
 	return dead, next

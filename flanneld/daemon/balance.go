@@ -34,6 +34,7 @@ type balancer struct {
 	want    rules.Services
 	known   bool              // want is what the cluster says
 	done    rules.Services    // what the kernel was last made to hold
+	repairs uint64            // of it until then, of others' deeds
 	stale   []*rules.Frontend // not handed to changed yet
 	asked   *balanceNeeds     // nil: nothing yet
 	trouble string
@@ -52,7 +53,7 @@ type balanced struct {
 // balanceNeeds is what connections to services need of this host beside rules.
 type balanceNeeds struct {
 	known    bool           // false: nobody knows yet, and what is there stays
-	networks []netip.Prefix // of virtual addresses: processes of this host need a route
+	networks []netip.Prefix // of virtual addresses alone: processes of this host need a route
 	localnet bool           // packets from 127.0.0.1 go to containers
 }
 
@@ -120,6 +121,9 @@ func (b *balancer) sync(ctx context.Context) {
 	if err != nil {
 		err = fmt.Errorf("services (%s): %w", b.filter, err)
 	} else {
+		if r := b.kernel.Repairs(); r != b.repairs {
+			b.repairs, b.done = r, rules.Services{} // while rules were missing anything may have begun
+		}
 		b.stale = append(b.stale, conntrack.Changed(b.done, b.want)...)
 		b.done = b.want
 		b.ask(b.done)
@@ -141,7 +145,12 @@ func (b *balancer) sync(ctx context.Context) {
 // leads back as well, unless rules are in the way: it is opened after they came
 // and closed before they go.
 func (b *balancer) ask(s rules.Services) {
-	needs := balanceNeeds{known: true, networks: s.Networks, localnet: onLoopback(s)}
+	needs := balanceNeeds{known: true, localnet: onLoopback(s)}
+	for _, p := range s.Networks {
+		if !slices.ContainsFunc(s.Hosts, p.Contains) { // else the route would lead past them
+			needs.networks = append(needs.networks, p)
+		}
+	}
 	if b.asked == nil || !reflect.DeepEqual(needs, *b.asked) {
 		b.asked = &needs
 		b.needs.put(needs)
@@ -153,27 +162,32 @@ func onLoopback(s rules.Services) bool {
 	return slices.ContainsFunc(s.Frontends, func(f *rules.Frontend) bool { return f.Addr.IsLoopback() })
 }
 
-// clean makes flows of UDP follow: to the kernel they are connections that
-// never end while a client goes on. A packet that was under way while the rules
-// changed makes one anew, so that they are looked at once more.
+// clean makes connections follow that do not by themselves: to the kernel flows
+// of UDP never end while a client goes on. A packet that was under way while the
+// rules changed makes one anew, so that they are looked at once more, and with
+// them what nobody has answered until then.
 func (b *balancer) clean(ctx context.Context) error {
 	const settled = 2 * time.Second
 	var (
-		again   []*rules.Frontend
-		later   <-chan time.Time
-		trouble string
+		again, after []*rules.Frontend // when later comes, and when it comes next
+		later        <-chan time.Time
+		trouble      string
 	)
 	for {
 		var now []*rules.Frontend
+		second := false
 		select {
 		case <-ctx.Done():
 			return nil
 		case now = <-b.changed:
-			again, later = append(again, now...), time.After(settled)
+			after = append(after, now...)
 		case <-later:
-			now, again, later = again, nil, nil
+			now, second, again, later = again, true, nil, nil
 		}
-		_, err := conntrack.Clean(ctx, now)
+		if later == nil && len(after) > 0 {
+			again, after, later = after, nil, time.After(settled)
+		}
+		_, err := conntrack.Clean(ctx, now, second)
 		if store.Turned(&trouble, err) && err != nil && ctx.Err() == nil {
 			b.log.Warn("flows of UDP may stay with endpoints that are gone", "error", err)
 		}

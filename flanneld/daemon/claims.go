@@ -40,7 +40,8 @@ func (n *names) claim(ctx context.Context, former, want, self *service.Service, 
 		}
 	}
 	if want != nil {
-		choose := service.Chooser{Prefix: c.prefix, Networks: n.shown.Load().ground.services, Taken: func(key string) (bool, error) { return c.taken(ctx, key) }}
+		g := n.shown.Load().ground
+		choose := service.Chooser{Prefix: c.prefix, Networks: g.services, Hosts: g.inside, Taken: func(key string) (bool, error) { return c.taken(ctx, key) }}
 		if err := choose.Choose(want, former); err != nil {
 			return store.Txn{}, err
 		}

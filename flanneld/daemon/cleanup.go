@@ -165,7 +165,7 @@ func cleanAddresses() error {
 	}
 	defer h.Close()
 	_, err = h.SyncLocal(nil)
-	_, routes := h.SyncServices(nil, nil)
+	_, routes := h.SyncServices(nil, nil, nil)
 	return errors.Join(err, routes)
 }
 

@@ -78,6 +78,10 @@ func (k *kernel) openFilter(ctx context.Context) error {
 	if !errors.Is(nftErr, rules.ErrNotSupported) {
 		return nftErr
 	}
+	k.closeFilter()
+	if err := nft.Cleanup(ctx); err != nil {
+		return err
+	}
 	i, err := iptables.New(ctx, iptables.Options{})
 	if err == nil {
 		k.filter, k.filterName = i, "iptables"
@@ -110,6 +114,14 @@ func (k *kernel) close() {
 	if k.forward != nil {
 		_ = k.forward.Close() // sockets only
 	}
+	k.closeFilter()
+	if k.handle != nil {
+		k.handle.Close()
+	}
+}
+
+// closeFilter lets go of the packet filter; its rules stay.
+func (k *kernel) closeFilter() {
 	for _, f := range []any{k.filter, k.balancer} {
 		if f, ok := f.(io.Closer); ok {
 			_ = f.Close() // sockets only
@@ -118,9 +130,7 @@ func (k *kernel) close() {
 	if k.ledger != nil {
 		_ = k.ledger.Close()
 	}
-	if k.handle != nil {
-		k.handle.Close()
-	}
+	k.filter, k.balancer, k.ledger = nil, nil, nil
 }
 
 // sync makes the packet filter and forwarding right.

@@ -59,6 +59,7 @@ type names struct {
 	records     []ipam.Record
 	local       []*endpoint.Endpoint // of records, by key
 	all         store.Records[endpoint.Endpoint]
+	roster      roster               // of those that count; of the ground there is
 	kept        []*endpoint.Endpoint // of the epoch before, until grace
 	grace       time.Time            // also: until then nobody's endpoints are forgotten
 	service     store.Records[service.Service]
@@ -107,6 +108,7 @@ type ground struct {
 	own      []netip.Prefix // this host's subnets
 	pods     []netip.Prefix // the pod network
 	services []netip.Prefix // of virtual addresses
+	inside   []netip.Addr   // hosts' own addresses in services
 	cluster  []netip.Addr   // the cluster's DNS addresses
 	hosts    map[string]subnet.Host
 	lives    map[string]bool // identities of hosts
@@ -227,6 +229,7 @@ func (n *names) serve(ctx context.Context) error {
 		case <-ctx.Done():
 			return nil
 		case n.ground = <-n.grounds:
+			n.roster = roster{} // it decides who counts
 			n.attach()
 			n.forget(time.Now())
 		case <-sweep.C:
@@ -339,7 +342,7 @@ func (n *names) answer(now time.Time) (next time.Time) {
 	endpoints, next := n.endpoints(now)
 	n.garbage.fit(len(endpoints))
 	var again time.Time
-	if n.dead, again = n.judgeHosts(endpoints, now); next.IsZero() || !again.IsZero() && again.Before(next) {
+	if n.dead, again = n.judgeHosts(n.roster.lives, now); next.IsZero() || !again.IsZero() && again.Before(next) {
 		next = again
 	}
 	n.balance(endpoints)
@@ -374,7 +377,7 @@ func (n *names) balance(endpoints []*endpoint.Endpoint) {
 	}
 	n.balancer.states.put(service.State{
 		Tenant: endpoint.DefaultTenant, Host: n.ground.self.Name,
-		Networks: n.ground.services, Pods: n.ground.pods, Subnets: n.ground.own, Nodes: n.ground.nodes,
+		Networks: n.ground.services, Hosts: n.ground.inside, Pods: n.ground.pods, Subnets: n.ground.own, Nodes: n.ground.nodes,
 		Services: n.service.Values, Endpoints: endpoints, Published: n.publication.Values, Dead: n.dead,
 	})
 }

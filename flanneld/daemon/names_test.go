@@ -87,7 +87,7 @@ func TestEndpointsUnderAFormerNameOfTheirHostGo(t *testing.T) {
 
 func TestAHostIsDeadOnlyATTLAfterEtcdCouldBeSeen(t *testing.T) {
 	n := testNames(t)
-	all := []*endpoint.Endpoint{at("host1", "id1", "mine", "10.1.1.2"), at("host2", "id2", "web", "10.1.2.3"), at("host3", "id3", "api", "10.1.3.2")}
+	all := map[life]int{{"host1", "id1"}: 1, {"host2", "id2"}: 2, {"host3", "id3"}: 1}
 	early, late := n.ground.fresh.Add(time.Second), n.ground.fresh.Add(subnet.HostTTL)
 
 	dead, next := n.judgeHosts(all, early)

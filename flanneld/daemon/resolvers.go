@@ -57,6 +57,7 @@ func (n *network) tellNames() {
 	for _, h := range n.view.Hosts {
 		g.lives[h.Identity] = true
 	}
+	g.inside = hostsInside(g.services, n.view.Leases, n.view.Hosts)
 	if info := n.device.Info(); info.Protocol == unix.IPPROTO_UDP {
 		g.tunnel = info.Ports
 	}
@@ -71,6 +72,25 @@ func (n *network) tellNames() {
 		g.fresh = n.view.Fresh
 	}
 	n.names.grounds.put(g)
+}
+
+// hostsInside are the addresses of hosts that are in these networks.
+func hostsInside(networks []netip.Prefix, leases []*subnet.Lease, hosts map[string]subnet.Host) (out []netip.Addr) {
+	add := func(addrs []netip.Addr) {
+		for _, a := range addrs {
+			if a = a.Unmap(); slices.ContainsFunc(networks, func(p netip.Prefix) bool { return p.Contains(a) }) {
+				out = append(out, a)
+			}
+		}
+	}
+	for _, l := range leases {
+		add(l.PublicIPs)
+	}
+	for _, h := range hosts {
+		add(h.PublicIPs)
+	}
+	slices.SortFunc(out, netip.Addr.Compare)
+	return slices.Compact(out)
 }
 
 // clusterDNS are the addresses at which every host answers names for itself:
@@ -98,7 +118,7 @@ func (n *network) services() []netip.Prefix {
 func (n *network) resolvers() error {
 	cluster := n.clusterDNS()
 	_, err := n.kernel.handle.SyncLocal(cluster)
-	_, routeErr := n.kernel.handle.SyncServices(n.balanced.networks, sources(n.lease.Subnets))
+	_, routeErr := n.kernel.handle.SyncServices(n.balanced.networks, n.serviceLinks(), sources(n.lease.Subnets))
 	err = errors.Join(err, routeErr)
 	path := dnsEnvFile(n.cfg)
 	if n.cfg.DNS.Off {
@@ -119,6 +139,22 @@ func (n *network) resolvers() error {
 		return err
 	}
 	return errors.Join(err, subnet.WriteDNSEnv(path, want))
+}
+
+// serviceLinks are those that the route of services may lead over: its packets are
+// all translated or refused before. It is the underlay, and the tunnel where that
+// does not take it (it has no IPv6).
+func (n *network) serviceLinks() []int {
+	out := []int{n.underlay.Index}
+	if len(n.balanced.networks) == 0 {
+		return out
+	}
+	for _, name := range links(n.device.Info()) {
+		if l, err := n.kernel.handle.LinkByName(name); err == nil {
+			out = append(out, l.Index)
+		}
+	}
+	return out
 }
 
 // sources are where this host's own packets to services come from: its gateways

@@ -12,6 +12,7 @@ import (
 
 	"github.com/flanneld/flanneld/backend"
 	"github.com/flanneld/flanneld/flanneld/api"
+	"github.com/flanneld/flanneld/kernel/host"
 	"github.com/flanneld/flanneld/service"
 	"github.com/flanneld/flanneld/subnet"
 )
@@ -203,6 +204,9 @@ func (n *network) judgeServices(s *api.Status, degraded func(format string, a ..
 	balanced := n.balancer.shown.Load()
 	if balanced.trouble != nil {
 		degraded("%v", balanced.trouble)
+	}
+	if balanced.frontends > 0 && !host.FiltersBridges("") {
+		degraded("services: connections between containers of this host through a service's address are lost, the kernel lacks br_netfilter: modprobe br_netfilter, or boot a kernel that has it")
 	}
 	for i, p := range balanced.problems {
 		if i == mostSkipped {

@@ -1,10 +1,11 @@
 // Package conntrack forgets connections that the kernel tracks and that lead
 // where a service does not lead any more.
 //
-// TCP is left alone: a connection stays with its endpoint, and one whose
-// endpoint is gone ends by itself. SCTP's associations too. UDP has no end that
-// anybody could see: as long as a client sends from the same port the kernel
-// sends it where it sent the first packet.
+// A connection of TCP stays with its endpoint, and one whose endpoint is gone
+// ends by itself; SCTP's associations too. But one that nobody ever answered is
+// not over when its client gives up: who comes from the same port again is led
+// the same way. And UDP has no end that anybody could see: as long as a client
+// sends from the same port the kernel sends it where it sent the first packet.
 package conntrack
 
 import (
@@ -24,15 +25,14 @@ import (
 // wraps it names what is missing.
 var ErrNotSupported = errors.New("tracked connections cannot be read")
 
-// Changed returns the frontends of UDP whose connections Clean is to look at
-// when now takes the place of was: those that lost a slot, that got their first
-// ones, and, without slots, those that are gone. After a restart was is the
-// zero value. Pointers are compared: what did not change costs nothing more.
+// Changed returns the frontends whose connections Clean is to look at when now takes the place of was: those that lost a slot, that got their first
+// ones, and, without slots, those that are gone. After a restart, and if the
+// rules were missing for a while, was is the zero value. Pointers are compared: what did not change costs nothing more.
 func Changed(was, now rules.Services) []*rules.Frontend {
 	var out []*rules.Frontend
 	old := was.Frontends
 	gone := func(f *rules.Frontend) {
-		if f.Protocol == unix.IPPROTO_UDP && len(f.Slots) > 0 {
+		if len(f.Slots) > 0 {
 			out = append(out, &rules.Frontend{Addr: f.Addr, Protocol: f.Protocol, Port: f.Port, Node: f.Node})
 		}
 	}
@@ -45,7 +45,7 @@ func Changed(was, now rules.Services) []*rules.Frontend {
 		if len(old) > 0 && old[0].Compare(f) == 0 {
 			before, old = old[0], old[1:]
 		}
-		if f != before && f.Protocol == unix.IPPROTO_UDP && stale(before, f) {
+		if f != before && stale(before, f) {
 			out = append(out, f)
 		}
 	}
@@ -64,20 +64,25 @@ func stale(before, f *rules.Frontend) bool {
 	return slices.ContainsFunc(before.Slots, func(s netip.AddrPort) bool { return !slices.Contains(f.Slots, s) })
 }
 
-// Clean deletes the entries of UDP whose original destination is one of
-// frontends and that lead to none of its slots: to an endpoint that went, or,
-// where there is one now, to none. It returns how many it deleted. Frontends of
-// other protocols are passed over, and of several at the same place the last
+// Clean deletes the entries whose original destination is one of frontends and
+// that lead to none of its slots: to an endpoint that went, or, where there is
+// one now, to none, also because they began while rules were missing. It
+// returns how many it deleted. Of several frontends at the same place the last
 // one counts. Nothing is kept and nothing written to.
+//
+// Of TCP and SCTP these are entries that nobody has answered, and those that
+// lead nowhere else and are not established (else it is this host's own server
+// at a node port), and only if settled: the change is some seconds ago, and no
+// answer is under way.
 //
 // It is to be called after the rules are in place, in the network namespace of
 // the calling thread. The table is read once per family, whatever the number
-// of frontends (from Linux 5.8 on the kernel selects UDP); it is not locked
-// meanwhile: a packet that was under way between the old rules and the entry
-// may escape, and is caught by a second call some seconds later.
-func Clean(ctx context.Context, frontends []*rules.Frontend) (deleted int, err error) {
+// of frontends (unless settled the kernel selects UDP, from Linux 5.8 on); it is
+// not locked meanwhile: a packet that was under way between the old rules and
+// the entry may escape, and is caught by the second call, when all is settled.
+func Clean(ctx context.Context, frontends []*rules.Frontend, settled bool) (deleted int, err error) {
 	for _, v4 := range []bool{true, false} {
-		wanted := makeTable(frontends, v4)
+		wanted := makeTable(frontends, v4, settled)
 		if len(wanted.frontends) == 0 {
 			continue
 		}
@@ -90,20 +95,27 @@ func Clean(ctx context.Context, frontends []*rules.Frontend) (deleted int, err e
 	return deleted, nil
 }
 
+// place is where a frontend is.
+type place struct {
+	protocol uint8
+	at       netip.AddrPort
+}
+
 // table is the frontends of one family, by where they are.
 type table struct {
 	family    byte
-	frontends map[netip.AddrPort]*rules.Frontend
+	udp       bool // and no other protocol
+	frontends map[place]*rules.Frontend
 }
 
-func makeTable(frontends []*rules.Frontend, v4 bool) table {
-	t := table{unix.AF_INET6, map[netip.AddrPort]*rules.Frontend{}}
+func makeTable(frontends []*rules.Frontend, v4, settled bool) table {
+	t := table{unix.AF_INET6, !settled, map[place]*rules.Frontend{}}
 	if v4 {
 		t.family = unix.AF_INET
 	}
 	for _, f := range frontends {
-		if f.Protocol == unix.IPPROTO_UDP && f.Addr.Is4() == v4 {
-			t.frontends[netip.AddrPortFrom(f.Addr, f.Port)] = f
+		if (settled || f.Protocol == unix.IPPROTO_UDP) && f.Addr.Is4() == v4 {
+			t.frontends[place{f.Protocol, netip.AddrPortFrom(f.Addr, f.Port)}] = f
 		}
 	}
 	return t
@@ -112,14 +124,15 @@ func makeTable(frontends []*rules.Frontend, v4 bool) table {
 // stale tells whether e is to be deleted. What the host itself answers, or
 // nobody, is so only where there are slots now.
 func (t *table) stale(e *entry) bool {
-	f := t.frontends[e.to]
+	f := t.frontends[place{e.protocol, e.to}]
+	nowhere := e.from == e.to
 	switch {
-	case f == nil || e.protocol != unix.IPPROTO_UDP:
+	case f == nil || nowhere && len(f.Slots) == 0 || slices.Contains(f.Slots, e.from):
 		return false
-	case len(f.Slots) == 0:
-		return e.from != e.to
+	case e.protocol == unix.IPPROTO_UDP:
+		return true
 	}
-	return !slices.Contains(f.Slots, e.from)
+	return e.status&answered == 0 || nowhere && e.status&assured == 0
 }
 
 func (t *table) clean(ctx context.Context) (deleted int, err error) {
@@ -167,6 +180,9 @@ func (t *table) find(c *nlbatch.Conn, dels *nlbatch.Batch) error {
 	}
 	var err error
 	for _, selected := range []bool{true, false} {
+		if selected && !t.udp {
+			continue
+		}
 		dels.Reset()
 		err = c.Dump(t.request(selected), each)
 		// A kernel that knows the filter may refuse this one.
@@ -189,6 +205,7 @@ const (
 	msgDelete = unix.NFNL_SUBSYS_CTNETLINK<<8 | 2
 
 	tupleOrig, tupleReply = 1, 2 // CTA_TUPLE_…
+	status                = 3    // CTA_STATUS
 	entryID               = 12   // CTA_ID
 	zone                  = 18   // CTA_ZONE
 	filter                = 25   // CTA_FILTER
@@ -200,6 +217,8 @@ const (
 	srcPort, dstPort           = 2, 3 // CTA_PROTO_…_PORT
 	filterOrig                 = 1    // CTA_FILTER_ORIG_FLAGS
 	filterByProtocol    uint32 = 1 << 3
+	answered            uint32 = 1 << 1 // IPS_SEEN_REPLY
+	assured             uint32 = 1 << 2 // IPS_ASSURED
 
 	nfgenmsgLen = 4
 )
@@ -223,6 +242,7 @@ type entry struct {
 	protocol uint8
 	to       netip.AddrPort // that the client sent to
 	from     netip.AddrPort // that answers come from: where it leads
+	status   uint32
 	orig     []byte
 	id, zone []byte
 }
@@ -239,6 +259,10 @@ func (e *entry) read(body []byte) bool {
 			e.orig = data
 		case tupleReply:
 			e.from, _, _ = readTuple(data)
+		case status:
+			if len(data) == 4 {
+				e.status = binary.BigEndian.Uint32(data)
+			}
 		case entryID:
 			e.id = data
 		case zone:

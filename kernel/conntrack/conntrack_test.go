@@ -47,10 +47,10 @@ func TestOnlyWhatLedElsewhereIsLookedAt(t *testing.T) {
 		"gone, and had none":          {"udp 10.0.0.10:53", "-", none},
 		"new":                         {"-", "udp 10.0.0.10:53 " + a, "10.0.0.10:53 [" + a + "]"},
 		"new without slots":           {"-", "udp 10.0.0.10:53", none},
-		"TCP stays":                   {"tcp 10.0.0.10:53 " + a, "tcp 10.0.0.10:53 " + b, none},
-		"SCTP stays":                  {"sctp 10.0.0.10:53 " + a, "-", none},
+		"TCP":                         {"tcp 10.0.0.10:53 " + a, "tcp 10.0.0.10:53 " + b, "10.0.0.10:53 [" + b + "]"},
+		"SCTP":                        {"sctp 10.0.0.10:53 " + a, "-", "10.0.0.10:53 []"},
 		"the same":                    {"udp 10.0.0.10:53 " + a, "udp 10.0.0.10:53 " + a, none},
-		"a protocol for another":      {"tcp 10.0.0.10:53 " + a, "udp 10.0.0.10:53 " + a, "10.0.0.10:53 [" + a + "]"},
+		"a protocol for another":      {"tcp 10.0.0.10:53 " + a, "udp 10.0.0.10:53 " + a, "10.0.0.10:53 [] 10.0.0.10:53 [" + a + "]"},
 		"a port for another, IPv6":    {"udp [fd00:53::a]:53 [fd00:1::2]:53", "udp [fd00:53::a]:54 [fd00:1::2]:53", "[fd00:53::a]:53 [] [fd00:53::a]:54 [[fd00:1::2]:53]"},
 		"the port of a slot, another": {"udp 10.0.0.10:53 " + a, "udp 10.0.0.10:53 10.1.1.2:54", "10.0.0.10:53 [10.1.1.2:54]"},
 	} {
@@ -83,12 +83,17 @@ func TestOnlyWhatLedElsewhereIsLookedAt(t *testing.T) {
 // clean is Clean inside a namespace.
 func clean(t *testing.T, n *netns.NS, lines ...string) (deleted int) {
 	t.Helper()
+	return inside(t, n, false, lines)
+}
+
+func inside(t *testing.T, n *netns.NS, settled bool, lines []string) (deleted int) {
+	t.Helper()
 	var fs []*rules.Frontend
 	for _, l := range lines {
 		fs = append(fs, frontend(l))
 	}
 	err := n.Do(func() (err error) {
-		deleted, err = Clean(t.Context(), fs)
+		deleted, err = Clean(t.Context(), fs, settled)
 		return err
 	})
 	if err != nil {
@@ -221,6 +226,11 @@ func tuple(b *nlbatch.Batch, kind uint16, protocol uint8, src, dst netip.AddrPor
 // track makes the kernel track connections of as many clients of one address.
 func track(t testing.TB, n *netns.NS, client byte, clients int, protocol uint8, to, endpoint string, zoned uint16) {
 	t.Helper()
+	trackAs(t, n, client, clients, protocol, to, endpoint, zoned, 0)
+}
+
+func trackAs(t testing.TB, n *netns.NS, client byte, clients int, protocol uint8, to, endpoint string, zoned uint16, bits uint32) {
+	t.Helper()
 	var b nlbatch.Batch
 	at, slot := netip.MustParseAddrPort(to), netip.MustParseAddrPort(endpoint)
 	for i := range clients {
@@ -234,6 +244,9 @@ func track(t testing.TB, n *netns.NS, client byte, clients int, protocol uint8, 
 		tuple(&b, tupleOrig, protocol, from, at)
 		tuple(&b, tupleReply, protocol, slot, from)
 		b.BigUint32(7, 600) // CTA_TIMEOUT
+		if bits != 0 {
+			b.BigUint32(status, bits|1<<3) // IPS_CONFIRMED, as every one in the table
+		}
 		if zoned != 0 {
 			b.Bytes(zone, binary.BigEndian.AppendUint16(nil, zoned))
 		}
@@ -300,14 +313,65 @@ func TestNothingButStaleUDPIsDeleted(t *testing.T) {
 	}
 }
 
+func TestUnansweredConnectionsAreDeletedWhenSettled(t *testing.T) {
+	n := netnstest.New(t)
+	fronts := []string{
+		"udp 10.0.0.10:53 10.1.1.2:53", "tcp 10.0.0.10:53 10.1.1.2:53", "sctp 10.0.0.10:53 10.1.1.2:53", "udp 10.0.0.12:53", "tcp 10.0.0.13:53",
+		"tcp 192.0.2.1:30053 10.1.1.2:53", "udp [fd00:53::a]:53 [fd00:1::3]:53", "tcp [fd00:53::a]:54 [fd00:1::3]:53",
+	}
+	for i, c := range []struct {
+		protocol     uint8
+		to, endpoint string
+		zone         uint16
+		status       uint32
+		deleted      bool
+	}{
+		{unix.IPPROTO_UDP, "10.0.0.10:53", "10.0.0.10:53", 0, 0, true},
+		{unix.IPPROTO_UDP, "10.0.0.10:53", "10.0.0.10:53", 3, answered | assured, true}, // somebody's zone
+		{unix.IPPROTO_TCP, "10.0.0.10:53", "10.0.0.10:53", 0, 0, true},
+		{unix.IPPROTO_SCTP, "10.0.0.10:53", "10.0.0.10:53", 0, 0, true},
+		{unix.IPPROTO_TCP, "10.0.0.10:53", "10.1.1.2:53", 0, answered | assured, false},
+		{unix.IPPROTO_TCP, "10.0.0.10:53", "10.1.1.9:53", 0, 0, true}, // an endpoint that never was or went
+		{unix.IPPROTO_SCTP, "10.0.0.10:53", "10.1.1.9:53", 0, 0, true},
+		{unix.IPPROTO_TCP, "10.0.0.10:53", "10.1.1.9:53", 0, answered, false},
+		{unix.IPPROTO_TCP, "10.0.0.10:53", "10.1.1.9:53", 0, answered | assured, false}, // it drains
+		{unix.IPPROTO_TCP, "10.0.0.10:53", "10.0.0.10:53", 0, answered, true},           // refused
+		{unix.IPPROTO_TCP, "10.0.0.13:53", "10.1.1.2:53", 0, 0, true},                   // a service without endpoints
+		{unix.IPPROTO_UDP, "10.0.0.10:53", "10.1.1.9:53", 0, 0, true},
+		{unix.IPPROTO_UDP, "10.0.0.12:53", "10.0.0.12:53", 0, 0, false},                        // has no endpoint
+		{unix.IPPROTO_TCP, "10.0.0.12:53", "10.0.0.12:53", 0, 0, false},                        // another protocol
+		{unix.IPPROTO_UDP, "10.0.0.10:54", "10.0.0.10:54", 0, 0, false},                        // another port
+		{unix.IPPROTO_TCP, "192.0.2.1:30053", "192.0.2.1:30053", 0, answered | assured, false}, // the host's own server
+		{unix.IPPROTO_TCP, "192.0.2.1:30053", "192.0.2.1:30053", 0, 0, true},                   // nobody
+		{unix.IPPROTO_UDP, "[fd00:53::a]:53", "[fd00:53::a]:53", 0, 0, true},
+		{unix.IPPROTO_TCP, "[fd00:53::a]:54", "[fd00:53::a]:54", 7, 0, true},
+		{unix.IPPROTO_TCP, "[fd00:53::a]:54", "[fd00:1::3]:53", 0, answered | assured, false},
+		{unix.IPPROTO_SCTP, "[fd00:53::a]:54", "[fd00:53::a]:54", 0, answered | assured, false},
+		{unix.IPPROTO_TCP, "192.0.2.1:30053", "10.1.1.2:53", 0, answered | assured, false},
+		{unix.IPPROTO_UDP, "192.0.2.1:30053", "192.0.2.1:30053", 0, answered | assured, false},
+	} {
+		trackAs(t, n, byte(i), 3, c.protocol, c.to, c.endpoint, c.zone, c.status)
+		want := 0
+		if c.deleted {
+			want = 3
+		}
+		if got := inside(t, n, true, fronts); got != want {
+			t.Errorf("%d: %s to %s: %d deleted, want %d", c.protocol, c.to, c.endpoint, got, want)
+		}
+	}
+	if got := inside(t, n, true, fronts); got != 0 {
+		t.Errorf("%d deleted of what is left", got)
+	}
+}
+
 func TestNothingToDoAsksNobody(t *testing.T) {
 	// In no namespace, without rights: nothing is opened.
-	if n, err := Clean(t.Context(), []*rules.Frontend{frontend("tcp 10.0.0.1:80 10.1.1.2:80")}); n != 0 || err != nil {
+	if n, err := Clean(t.Context(), []*rules.Frontend{frontend("tcp 10.0.0.1:80 10.1.1.2:80")}, false); n != 0 || err != nil {
 		t.Errorf("%d, %v", n, err)
 	}
 	ctx, cancel := context.WithCancel(t.Context())
 	cancel()
-	if _, err := Clean(ctx, []*rules.Frontend{frontend("udp 10.0.0.1:80 10.1.1.2:80")}); !errors.Is(err, context.Canceled) {
+	if _, err := Clean(ctx, []*rules.Frontend{frontend("udp 10.0.0.1:80 10.1.1.2:80")}, true); !errors.Is(err, context.Canceled) {
 		t.Errorf("%v", err)
 	}
 }
@@ -342,6 +406,11 @@ func TestLargeTable(t *testing.T) {
 		t.Errorf("%d deleted, want %d", got, size/2)
 	}
 	t.Logf("%d of UDP deleted beside %d of TCP in %v", size/2, size/2, time.Since(begin))
+	begin = time.Now()
+	if got := inside(t, n, true, []string{"tcp 10.0.0.10:53 10.1.1.3:53"}); got != size/2 {
+		t.Errorf("%d deleted, want %d", got, size/2)
+	}
+	t.Logf("%d of TCP deleted in %v", size/2, time.Since(begin))
 }
 
 func FuzzEntries(f *testing.F) {

@@ -92,12 +92,21 @@ func (s *setup) run(ctx context.Context, args ...string) {
 	}
 }
 
+// FiltersBridges tells whether the kernel can hand bridged packets to the packet
+// filter (br_netfilter). Where it cannot, what one container sends another of
+// the same bridge through a service's address is answered past the filter, and
+// lost. root is as in Options.
+func FiltersBridges(root string) bool {
+	s := setup{o: Options{Root: root}}
+	return s.exists("sys/module/br_netfilter") || s.exists("proc/sys/net/bridge")
+}
+
 // modules loads br_netfilter, for the bridges, where it is missing: the one
 // module that the kernel does not load by itself. A kernel that has it built
 // in shows it in one of two places.
 func (s *setup) modules(ctx context.Context) {
 	const m = "br_netfilter"
-	if len(s.o.Bridges) == 0 || s.exists("sys/module/"+m) || s.exists("proc/sys/net/bridge") {
+	if len(s.o.Bridges) == 0 || FiltersBridges(s.o.Root) {
 		return
 	}
 	if _, err := exec.LookPath("modprobe"); err != nil || !s.exists("lib/modules") {

@@ -110,7 +110,7 @@ func (f *Filter) Remove(ctx context.Context) error {
 
 // become makes the tables hold what r asks for.
 func (f *Filter) become(ctx context.Context, r rules.Rules, local func(netip.Addr) bool) (err error) {
-	f.seen, f.valid, err = f.programs.become(ctx, func(fam *family) map[string][]chain {
+	f.seen, f.valid, _, err = f.programs.become(ctx, nil, func(fam *family) map[string][]chain {
 		return planOf(r, fam.v4, fam.cmd.randomFully, f.sets != nil, local)
 	})
 	return err

@@ -106,51 +106,61 @@ func (p *programs) Writes() (n int64) {
 // rounds bounds how often become writes and looks again.
 const rounds = 3
 
+// plan says what chains the tables must hold for a family, by table.
+type plan func(*family) map[string][]chain
+
 // become makes the tables hold these chains and no others of the owner's, and
 // looks again after it wrote, so that what somebody else did meanwhile is not
 // missed. If others are busy with the tables it is not settled: look again at
-// the next Sync.
-func (p *programs) become(ctx context.Context, plan func(*family) map[string][]chain) (seen state, settled bool, err error) {
-	for range rounds {
+// the next Sync. found tells whether the tables were at first other than was,
+// which they were made once; nil: nobody asks.
+func (p *programs) become(ctx context.Context, was, now plan) (seen state, settled, found bool, err error) {
+	for round := range rounds {
 		before, err := p.look()
 		if err != nil {
-			return state{}, false, err
+			return state{}, false, found, err
 		}
 		wrote := false
 		for _, fam := range p.families {
-			want := plan(fam)
+			want := now(fam)
+			var former map[string][]chain
+			if was != nil && round == 0 {
+				former = was(fam)
+			}
 			for _, table := range p.tables {
-				did, err := p.one(ctx, fam, table, want[table])
+				did, other, err := p.one(ctx, fam, table, former[table], want[table])
 				if err != nil {
-					return state{}, false, err
+					return state{}, false, found, err
 				}
-				wrote = wrote || did
+				wrote, found = wrote || did, found || other
 			}
 		}
 		if !wrote {
-			return before, true, nil
+			return before, true, found, nil
 		}
 	}
-	return state{}, false, nil
+	return state{}, false, found, nil
 }
 
-// one does one table of one family.
-func (p *programs) one(ctx context.Context, f *family, table string, want []chain) (wrote bool, err error) {
+// one does one table of one family. other tells whether it was not as it was
+// made once.
+func (p *programs) one(ctx context.Context, f *family, table string, was, want []chain) (wrote, other bool, err error) {
 	if len(want) == 0 {
 		there, err := f.exists(p.watch, table)
 		if err != nil || !there {
-			return false, err
+			return false, false, err
 		}
 	}
 	have, err := f.cmd.save(ctx, table)
 	if err != nil {
-		return false, err
+		return false, false, err
 	}
+	other = len(was) > 0 && script(table, p.mine, was, have) != ""
 	todo := script(table, p.mine, want, have)
 	if todo == "" {
-		return false, nil
+		return false, other, nil
 	}
-	return true, f.cmd.restore(ctx, todo)
+	return true, other, f.cmd.restore(ctx, todo)
 }
 
 // exists tells whether the table is there, without making it.

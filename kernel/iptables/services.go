@@ -26,10 +26,12 @@ type Balancer struct {
 	programs
 	noBPF bool
 
-	last   rules.Services
-	chains map[*rules.Frontend]chain // of last
-	valid  bool                      // the kernel held last when it looked like seen
-	seen   state
+	held    bool // the kernel was made to hold last
+	last    rules.Services
+	chains  map[*rules.Frontend]chain // of last
+	valid   bool                      // the kernel held last when it looked like seen
+	seen    state
+	repairs uint64
 }
 
 var _ rules.Balancer = (*Balancer)(nil)
@@ -63,36 +65,51 @@ func (b *Balancer) Sync(ctx context.Context, s rules.Services) error {
 	if err != nil {
 		return fmt.Errorf("program iptables for services: %w", err)
 	}
-	b.last = s
-	b.last.Networks, b.last.Pods, b.last.Subnets = slices.Clone(s.Networks), slices.Clone(s.Pods), slices.Clone(s.Subnets)
-	b.last.Frontends, b.last.Local = slices.Clone(s.Frontends), slices.Clone(s.Local)
 	return nil
 }
+
+// Repairs implements rules.Balancer.
+func (b *Balancer) Repairs() uint64 { return b.repairs }
 
 // Remove implements rules.Balancer.
 func (b *Balancer) Remove(ctx context.Context) error {
-	b.valid, b.last, b.chains = false, rules.Services{}, nil
+	b.held, b.valid = false, false
 	if err := b.become(ctx, rules.Services{}); err != nil {
 		return fmt.Errorf("remove iptables chains %s…: %w", servicesPrefix, err)
 	}
-	b.valid = false
+	b.held, b.valid = false, false
 	return nil
 }
 
-func (b *Balancer) become(ctx context.Context, s rules.Services) (err error) {
-	known := b.chains
-	b.chains = make(map[*rules.Frontend]chain, len(s.Frontends))
+func (b *Balancer) become(ctx context.Context, s rules.Services) error {
+	chains := make(map[*rules.Frontend]chain, len(s.Frontends))
 	for _, f := range s.Frontends {
-		c, ok := known[f]
+		c, ok := b.chains[f]
 		if !ok {
 			c = frontend(f, !b.noBPF)
 		}
-		b.chains[f] = c
+		chains[f] = c
 	}
-	b.seen, b.valid, err = b.programs.become(ctx, func(fam *family) map[string][]chain {
-		return servicesOf(s, b.chains, fam.v4, fam.cmd.randomFully)
-	})
-	return err
+	var was plan
+	if b.held {
+		was = planOfServices(b.last, b.chains)
+	}
+	seen, settled, found, err := b.programs.become(ctx, was, planOfServices(s, chains))
+	if err != nil {
+		return err
+	}
+	if found {
+		b.repairs++
+	}
+	s.Networks, s.Hosts, s.Pods, s.Subnets = slices.Clone(s.Networks), slices.Clone(s.Hosts), slices.Clone(s.Pods), slices.Clone(s.Subnets)
+	s.Frontends, s.Local = slices.Clone(s.Frontends), slices.Clone(s.Local)
+	b.held, b.last, b.chains = true, s, chains
+	b.seen, b.valid = seen, settled
+	return nil
+}
+
+func planOfServices(s rules.Services, chains map[*rules.Frontend]chain) plan {
+	return func(fam *family) map[string][]chain { return servicesOf(s, chains, fam.v4, fam.cmd.randomFully) }
 }
 
 func hashes(f *rules.Frontend) bool { return f.Balance == rules.Hash }
@@ -106,6 +123,6 @@ func isAboutBPF(err error) bool {
 
 // same tells whether s and o ask for the same.
 func same(s, o rules.Services) bool {
-	return slices.Equal(s.Networks, o.Networks) && slices.Equal(s.Pods, o.Pods) && slices.Equal(s.Subnets, o.Subnets) &&
+	return slices.Equal(s.Networks, o.Networks) && slices.Equal(s.Hosts, o.Hosts) && slices.Equal(s.Pods, o.Pods) && slices.Equal(s.Subnets, o.Subnets) &&
 		slices.Equal(s.Local, o.Local) && slices.EqualFunc(s.Frontends, o.Frontends, (*rules.Frontend).Equal)
 }

@@ -45,7 +45,7 @@ func servicesOf(s rules.Services, fronts map[*rules.Frontend]chain, v4, randomFu
 	}
 	byTable := map[string][]chain{
 		"nat":    append(lookup(networks, mine, fronts), sources(s, networks, mine, v4, randomFully)...),
-		"filter": {refuse(refuseForward, "FORWARD", networks, v4), refuse(refuseFromHost, "OUTPUT", networks, v4)},
+		"filter": {refuse(refuseForward, "FORWARD", s, v4), refuse(refuseFromHost, "OUTPUT", s, v4)},
 	}
 	if v4 {
 		// The sysctl route_localnet, which this host needs to send to containers
@@ -145,13 +145,16 @@ func sources(s rules.Services, networks []netip.Prefix, mine []*rules.Frontend, 
 }
 
 // refuse tells who sends to an address of the networks that nobody is there.
-func refuse(name, parent string, networks []netip.Prefix, v4 bool) chain {
+func refuse(name, parent string, s rules.Services, v4 bool) chain {
 	c := chain{table: "filter", name: name, parent: parent}
 	refused := "icmp6-port-unreachable"
 	if v4 {
 		refused = "icmp-port-unreachable"
 	}
-	for _, n := range networks {
+	for _, a := range rules.OfFamily(s.Hosts, v4) {
+		c.add("-d "+a.String(), "RETURN")
+	}
+	for _, n := range prefixesOf(s.Networks, v4) {
 		match := "-d " + n.String() + " -m addrtype ! --dst-type LOCAL"
 		c.add("-p tcp "+match, "REJECT --reject-with tcp-reset")
 		c.add(match, "REJECT --reject-with "+refused)

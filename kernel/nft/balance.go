@@ -4,11 +4,9 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"hash/fnv"
 	"maps"
 	"net/netip"
 	"slices"
-	"strings"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -29,8 +27,9 @@ const ServicesTable = "flanneld-services"
 // are whole. Elements are read again only if the last reading was at least a
 // hundred times as long ago as it took, or 8 s: reading a quarter of a million
 // takes half a second, and container engines and our own CNI plugins change
-// their tables all the time. So a deleted or flushed table is seen by the next
-// Sync, a flushed map at the latest by the first one 8 s after a reading.
+// their tables all the time. What s changes does not wait for it. So a deleted
+// or flushed table is seen by the next Sync, a flushed map by the first one 8 s
+// after a reading that changes nothing, or 3 s later.
 //
 // It is not safe for concurrent use.
 type Balancer struct {
@@ -48,6 +47,7 @@ type Balancer struct {
 	// those that stay keep their place.
 	orders    map[*rules.Frontend][]int32
 	local     []netip.Addr
+	hosts     []netip.Addr
 	chains    map[shape]*lent
 	numbers   map[uint32]bool // of chains
 	loopbacks int             // frontends at addresses of the loopback interface
@@ -56,7 +56,10 @@ type Balancer struct {
 	verified uint64 // and when elements were last read
 	read     time.Time
 	gap      time.Duration
-	elements int // that were written, for tests
+	doubted  time.Time // since when others may have changed elements; zero: they did not
+	repairs  uint64
+	// For tests: elements that were written, and attempts that were refused.
+	elements, refused int
 }
 
 // lent is a chain that frontends share.
@@ -129,6 +132,7 @@ func (b *Balancer) Sync(ctx context.Context, s rules.Services) error {
 			return nil
 		}
 		b.known = false
+		b.refused++
 		errs = errors.Join(errs, err)
 		if _, ok := errors.AsType[*nlbatch.Error](err); !ok {
 			break
@@ -154,17 +158,54 @@ func (b *Balancer) sync(ctx context.Context, s rules.Services, anew bool) error 
 		}
 		b.looked = foreign
 	}
-	if foreign != b.verified && time.Since(b.read) >= b.gap {
+	if b.doubtful(foreign) && !(b.known && b.exists && b.changed(s) && time.Since(b.doubted) < patience) {
 		b.known = false
 	}
 	switch {
 	case len(s.Networks) == 0 && len(s.Frontends) == 0:
 		return b.remove(ctx, foreign)
-	case b.known && b.exists:
+	case b.exists && !b.known && !anew:
+		// What others did shows against what was there; what s changes comes after.
+		if err := b.renew(ctx, b.former(), foreign, false); err != nil {
+			return err
+		}
+	}
+	if b.known && b.exists {
 		return b.update(ctx, s)
 	}
 	return b.renew(ctx, s, foreign, anew)
 }
+
+// doubtful tells whether elements are to be read again.
+func (b *Balancer) doubtful(foreign uint64) bool {
+	if foreign == b.verified {
+		return false
+	}
+	if b.doubted.IsZero() {
+		b.doubted = time.Now()
+	}
+	return time.Since(b.read) >= b.gap
+}
+
+// patience is how long reading is put off in favour of changes.
+const patience = 3 * time.Second
+
+// changed tells whether s is something else than what the kernel holds.
+func (b *Balancer) changed(s rules.Services) bool {
+	x := fixed{networks: s.Networks, pods: s.Pods, subnets: s.Subnets, loopback: b.fixed.loopback}
+	return !x.equal(b.fixed) || !slices.Equal(b.frontends, s.Frontends) || !slices.Equal(b.local, s.Local) || !slices.Equal(b.hosts, s.Hosts)
+}
+
+// former is what the kernel was last made to hold.
+func (b *Balancer) former() rules.Services {
+	return rules.Services{
+		Networks: b.fixed.networks, Pods: b.fixed.pods, Subnets: b.fixed.subnets,
+		Frontends: b.frontends, Local: b.local, Hosts: b.hosts,
+	}
+}
+
+// Repairs implements rules.Balancer.
+func (b *Balancer) Repairs() uint64 { return b.repairs }
 
 // whole looks at everything but elements.
 func (b *Balancer) whole() (bool, error) {
@@ -202,7 +243,7 @@ func (b *Balancer) remove(ctx context.Context, foreign uint64) error {
 }
 
 func (b *Balancer) forget() {
-	*b = Balancer{conn: b.conn, ledger: b.ledger, own: b.own, elements: b.elements}
+	*b = Balancer{conn: b.conn, ledger: b.ledger, own: b.own, repairs: b.repairs, elements: b.elements, refused: b.refused}
 }
 
 // change begins a change of the table.
@@ -268,6 +309,9 @@ func isLoopback(f *rules.Frontend) int {
 
 // update writes what differs from what is known.
 func (b *Balancer) update(ctx context.Context, s rules.Services) error {
+	if !b.changed(s) {
+		return nil
+	}
 	pairs := differences(b.frontends, s.Frontends)
 	loopbacks := b.loopbacks
 	for _, p := range pairs {
@@ -275,9 +319,6 @@ func (b *Balancer) update(ctx context.Context, s rules.Services) error {
 	}
 	x := fixed{networks: s.Networks, pods: s.Pods, subnets: s.Subnets, loopback: loopbacks > 0}
 	same := x.equal(b.fixed)
-	if same && len(pairs) == 0 && slices.Equal(b.local, s.Local) {
-		return nil
-	}
 	b.known = false
 	c := b.change(ctx)
 	if !same {
@@ -288,7 +329,8 @@ func (b *Balancer) update(ctx context.Context, s rules.Services) error {
 		c.fixedChains(frameOf(b.plan), plan)
 		b.plan, b.fixed = plan, x.clone()
 	}
-	c.hairpins(hairpinKeys(b.local), hairpinKeys(s.Local))
+	c.keys(hairpins, hairpinKeys(b.local), hairpinKeys(s.Local))
+	c.keys(hosts, hostKeys(b.hosts), hostKeys(s.Hosts))
 	for _, p := range pairs {
 		have := holding(p.old, b.leave(p.old), b.orders[p.old])
 		delete(b.orders, p.old)
@@ -319,7 +361,7 @@ func (b *Balancer) finish(c *change, s rules.Services, loopbacks int) error {
 	kept := len(b.frontends)
 	b.frontends = append(b.frontends[:0], s.Frontends...)
 	clear(b.frontends[len(b.frontends):max(kept, len(b.frontends))])
-	b.local = append(b.local[:0], s.Local...)
+	b.local, b.hosts = append(b.local[:0], s.Local...), append(b.hosts[:0], s.Hosts...)
 	b.loopbacks = loopbacks
 	b.known, b.exists = true, true
 	return nil
@@ -335,61 +377,6 @@ func (b *Balancer) arrange(have []netip.AddrPort, f *rules.Frontend) []int32 {
 		b.orders[f] = order
 	}
 	return order
-}
-
-// use makes sure of the chain that f needs, and returns its number.
-func (b *Balancer) use(c *change, f *rules.Frontend) (number uint32, err error) {
-	if f == nil || len(f.Slots) == 0 {
-		return 0, nil
-	}
-	sh := shapeOf(f)
-	if l := b.chains[sh]; l != nil {
-		l.uses++
-		return l.number, nil
-	}
-	ch, err := sh.chain()
-	if err != nil {
-		return 0, err
-	}
-	l := &lent{number: b.number(sh), uses: 1, digest: ch.digest()}
-	c.makeChain(ch)
-	c.fill(ch)
-	c.addChain(l.number, ch.name)
-	b.chains[sh], b.numbers[l.number] = l, true
-	return l.number, nil
-}
-
-// lowNumbers are those of chains that choose at random: how many there are to
-// choose from.
-const lowNumbers = 1 << 16
-
-// pinned is how many of them are always there: the kernel walks through the map
-// of endpoints when a new chain begins to use it, 3 ms with 50,000 of them.
-const pinned = 16
-
-// number is one for a new chain: the same on every host and after every
-// restart, unless two chains would have the same one.
-func (b *Balancer) number(sh shape) uint32 {
-	if sh == (shape{slots: sh.slots}) && sh.slots < lowNumbers {
-		return uint32(sh.slots)
-	}
-	h := fnv.New32a()
-	h.Write([]byte(sh.name()))
-	n := h.Sum32() | lowNumbers
-	for b.numbers[n] {
-		n = n + 1 | lowNumbers
-	}
-	return n
-}
-
-// leave is the end of what f uses. It returns the chain's number.
-func (b *Balancer) leave(f *rules.Frontend) uint32 {
-	if f == nil || len(f.Slots) == 0 {
-		return 0
-	}
-	l := b.chains[shapeOf(f)]
-	l.uses--
-	return l.number
 }
 
 func (x fixed) equal(o fixed) bool {
@@ -424,24 +411,4 @@ func (c *change) fixedChains(have frame, plan table) {
 		c.flushChain(name)
 		c.delChain(name)
 	}
-}
-
-// hairpinKeys are the elements of both families.
-func hairpinKeys(local []netip.Addr) (keys []string) {
-	for _, a := range local {
-		keys = append(keys, string(appendAddr(appendAddr(nil, a), a)))
-	}
-	slices.Sort(keys)
-	return keys
-}
-
-func (c *change) hairpins(have, want []string) {
-	added, gone := diff(have, want, strings.Compare)
-	for _, key := range added {
-		c.add(hairpins.of(len(key) == 8), []byte(key), nil)
-	}
-	for _, key := range gone {
-		c.del(hairpins.of(len(key) == 8), []byte(key))
-	}
-	c.full()
 }

@@ -21,9 +21,10 @@ type audit struct {
 	// Elements that are right: slots, and by frontends chains and nodes.
 	slots, chosen, nodes bitmap
 	// odd are elements that are not, or of which nothing is known.
-	odd      map[place]*oddity
-	members  map[place][]netip.AddrPort
-	hairpins []string // keys
+	odd     map[place]*oddity
+	members map[place][]netip.AddrPort
+	// Keys.
+	hairpins, hosts []string
 }
 
 // oddity is what the kernel holds of a frontend that it shall not.
@@ -79,7 +80,7 @@ func (a *audit) oddity(p place) *oddity {
 func (a *audit) read(r reader) error {
 	for _, v4 := range []bool{true, false} {
 		for s, take := range map[setID]func(v4 bool, key, data []byte){
-			services: a.service, nodes: a.node, members: a.member, hairpins: a.hairpin,
+			services: a.service, nodes: a.node, members: a.member, hairpins: a.hairpin, hosts: a.host,
 			endpoints: func(v4 bool, key, data []byte) {
 				p, slot := cutPlace(key, v4)
 				a.take(p, false, slot, cutEndpoint(data, v4))
@@ -94,7 +95,7 @@ func (a *audit) read(r reader) error {
 			}
 		}
 	}
-	a.hairpins = sorted(a.hairpins, strings.Compare)
+	a.hairpins, a.hosts = sorted(a.hairpins, strings.Compare), sorted(a.hosts, strings.Compare)
 	for p, m := range a.members {
 		a.members[p] = sorted(m, netip.AddrPort.Compare)
 	}
@@ -141,6 +142,7 @@ func (a *audit) node(v4 bool, key, _ []byte) {
 }
 
 func (a *audit) hairpin(_ bool, key, _ []byte) { a.hairpins = append(a.hairpins, string(key)) }
+func (a *audit) host(_ bool, key, _ []byte)    { a.hosts = append(a.hosts, string(key)) }
 
 // wrong calls each for every frontend of which the kernel does not hold what it
 // shall, and for every other of which it holds something: i is negative then.

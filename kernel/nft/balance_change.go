@@ -69,7 +69,8 @@ func (c *change) addChain(number uint32, name string) {
 const gotoChain = 1<<32 + unix.NFT_GOTO
 
 func (c *change) put(list *elements, key, data []byte) {
-	b := append(c.element[:0], 0, 0, 0, 0) // header, below
+	b := c.element[:0]
+	b = append(b, 0, 0, 0, 0) // header, below
 	b = binary.NativeEndian.AppendUint16(b, uint16(8+len(key)))
 	b = binary.NativeEndian.AppendUint16(b, unix.NFTA_SET_ELEM_KEY|unix.NLA_F_NESTED)
 	b = appendAttr(b, unix.NFTA_DATA_VALUE, key)

@@ -4,6 +4,7 @@ import (
 	"encoding/binary"
 	"fmt"
 	"net/netip"
+	"slices"
 
 	"github.com/google/nftables"
 	"github.com/google/nftables/expr"
@@ -62,24 +63,8 @@ func (x fixed) plan() (table, error) {
 	if x.loopback {
 		t.chains = append(t.chains, guardLoopback())
 	}
-	if len(x.networks) == 0 {
-		t.chains = deleteChains(t.chains, "forward", "sent", refuseChain)
-	}
+	t.chains = slices.DeleteFunc(t.chains, func(c chain) bool { return len(c.rules) == 0 })
 	return t, t.sign()
-}
-
-func deleteChains(cs []chain, names ...string) []chain {
-	var out []chain
-	for _, c := range cs {
-		keep := true
-		for _, n := range names {
-			keep = keep && c.name != n
-		}
-		if keep {
-			out = append(out, c)
-		}
-	}
-	return out
 }
 
 // guardLoopback keeps services of the loopback interface this host's own: with
@@ -147,6 +132,9 @@ func (x fixed) postrouting() chain {
 }
 
 // translated replaces the source where the answer would come another way.
+// Towards pods of other hosts it becomes an address of this host's own subnet,
+// whether anybody has it or not: a masqueraded connection would end when the
+// way to the other host changes between tunnel and underlay.
 func (x fixed) translated() chain {
 	c := chain{name: translatedChain}
 	for _, v4 := range []bool{true, false} {
@@ -155,21 +143,43 @@ func (x fixed) translated() chain {
 		c.add("a container that reaches itself", family(v4), match{src, dst,
 			&expr.Lookup{SourceRegister: reg32, SetName: hairpins.of(v4).name()}}, masq())
 	}
-	c.add("from the loopback interface", family(true), from(loopback4()), masq())
 	for _, p := range x.pods {
 		c.add("from pods", family(p.Addr().Is4()), from(p), leave())
 	}
 	for _, p := range x.subnets {
+		if p.Addr().Is4() {
+			c.add("from the loopback interface to pods of this host", family(true), from(loopback4()), to(p), masq())
+		}
 		c.add("to pods of this host", family(p.Addr().Is4()), to(p), leave())
+	}
+	for _, p := range x.pods {
+		for _, own := range ofFamily(x.subnets, p.Addr().Is4()) {
+			c.add("from outside to pods of other hosts", family(p.Addr().Is4()), to(p), snat(own.Masked().Addr()))
+		}
 	}
 	c.add("from outside to elsewhere", masq())
 	return c
+}
+
+// snat gives packets another source address, with a port at random.
+func snat(a netip.Addr) match {
+	n := &expr.NAT{Type: expr.NATTypeSourceNAT, Family: unix.NFPROTO_IPV6, RegAddrMin: reg, FullyRandom: true}
+	if a.Is4() {
+		n.Family = unix.NFPROTO_IPV4
+	}
+	return match{&expr.Immediate{Register: reg, Data: a.AsSlice()}, n}
 }
 
 // refuse answers; to whom an ICMP message goes, the kernel decides (RFC 792,
 // RFC 4443).
 func (x fixed) refuse() chain {
 	c := chain{name: refuseChain}
+	if len(x.networks) == 0 {
+		return c
+	}
+	for _, v4 := range []bool{true, false} {
+		c.add("a host, and no virtual address", family(v4), targetIn(v4, hosts.of(v4).name()), leave())
+	}
 	if x.loading {
 		c.add("services are being loaded", drop())
 		return c

@@ -28,12 +28,11 @@ type reader struct {
 }
 
 // dump asks for all of a kind in the table; each gets the attributes.
-// ErrInterrupted after each of them was called says that somebody changed
-// something meanwhile.
-func (r reader) dump(kind, tableAttr uint16, more func(*nlbatch.Batch), each func(attrs []byte) error) error {
+func (r reader) dump(kind uint16, more func(*nlbatch.Batch), each func(attrs []byte) error) error {
+	const table = 1 // of all kinds: NFTA_RULE_TABLE, NFTA_CHAIN_TABLE, NFTA_SET_TABLE, NFTA_SET_ELEM_LIST_TABLE
 	var b nlbatch.Batch
 	ask(&b, kind, unix.NLM_F_DUMP)
-	b.String(tableAttr, ServicesTable)
+	b.String(table, ServicesTable)
 	if more != nil {
 		more(&b)
 	}
@@ -61,7 +60,7 @@ func (r reader) table() (exists bool, flags uint32, err error) {
 func (r reader) rules() (map[string]uint64, error) {
 	chains := map[string]uint64{}
 	h, last := fnv.New64a(), ""
-	err := r.dump(unix.NFT_MSG_GETRULE, unix.NFTA_RULE_TABLE, nil, func(attrs []byte) error {
+	err := r.dump(unix.NFT_MSG_GETRULE, nil, func(attrs []byte) error {
 		if name := attr(attrs, unix.NFTA_RULE_CHAIN); string(name) != last {
 			h.Reset()
 			last = string(name)
@@ -117,7 +116,7 @@ func (r reader) frame() (f frame, err error) {
 	if f.rules, err = r.rules(); err != nil {
 		return f, err
 	}
-	err = r.dump(unix.NFT_MSG_GETCHAIN, unix.NFTA_CHAIN_TABLE, nil, func(attrs []byte) error {
+	err = r.dump(unix.NFT_MSG_GETCHAIN, nil, func(attrs []byte) error {
 		if text(attr(attrs, unix.NFTA_CHAIN_TABLE)) == ServicesTable { // the kernel lists all tables'
 			f.chains[text(attr(attrs, unix.NFTA_CHAIN_NAME))] = parseHook(attrs)
 		}
@@ -126,7 +125,7 @@ func (r reader) frame() (f frame, err error) {
 	if err := wrapDump("list chains", err); err != nil {
 		return f, err
 	}
-	err = r.dump(unix.NFT_MSG_GETSET, unix.NFTA_SET_TABLE, nil, func(attrs []byte) error {
+	err = r.dump(unix.NFT_MSG_GETSET, nil, func(attrs []byte) error {
 		number := func(kind uint16) uint32 { return uint32(bigEndian(attr(attrs, kind))) }
 		d := definition{number(unix.NFTA_SET_FLAGS),
 			number(unix.NFTA_SET_KEY_TYPE), number(unix.NFTA_SET_KEY_LEN), number(unix.NFTA_SET_DATA_TYPE), number(unix.NFTA_SET_DATA_LEN)}
@@ -182,7 +181,7 @@ func (r reader) sound(want map[string]uint64, plan table) (bool, error) {
 // to verdicts data is the chain.
 func (r reader) elements(s setID, each func(key, data []byte)) error {
 	d := s.spec().definition()
-	err := r.dump(unix.NFT_MSG_GETSETELEM, unix.NFTA_SET_ELEM_LIST_TABLE,
+	err := r.dump(unix.NFT_MSG_GETSETELEM,
 		func(b *nlbatch.Batch) { b.String(unix.NFTA_SET_ELEM_LIST_SET, s.name()) },
 		func(attrs []byte) error {
 			for _, e := range nlbatch.Attrs(attr(attrs, unix.NFTA_SET_ELEM_LIST_ELEMENTS)) {

@@ -17,10 +17,11 @@ import (
 )
 
 // renew reads what the kernel holds and writes what differs: at the start, which
-// adopts what a former daemon left, and when others may have changed something.
+// adopts what a former daemon left, and when others may have changed something:
+// then s is what the kernel held, and what has to be written is a repair.
 // anew: what is there is not to be trusted.
 func (b *Balancer) renew(ctx context.Context, s rules.Services, foreign uint64, anew bool) error {
-	begin := time.Now()
+	begin, held := time.Now(), b.exists
 	b.known = false
 	r := reader{b.conn}
 	have, err := r.frame()
@@ -86,13 +87,17 @@ func (b *Balancer) renew(ctx context.Context, s rules.Services, foreign uint64, 
 	if err := b.finish(c, s, loopbacks); err != nil {
 		return err
 	}
-	b.looked, b.verified, b.read = foreign, foreign, time.Now()
+	if held && c.commits > 0 {
+		b.repairs++
+	}
+	b.looked, b.verified, b.read, b.doubted = foreign, foreign, time.Now(), time.Time{}
 	return nil
 }
 
 // mend writes what is not as it shall be.
 func (b *Balancer) mend(c *change, s rules.Services, have frame, plan table, a *audit) {
 	c.fixedChains(have.only(plan.has), plan)
+	c.keys(hosts, a.hosts, hostKeys(s.Hosts))
 	a.wrong(func(i int, p place, have held, rest []strayed) {
 		want := held{}
 		if i >= 0 {
@@ -105,7 +110,7 @@ func (b *Balancer) mend(c *change, s rules.Services, have frame, plan table, a *
 			c.del(p.slot(r.stick, r.slot))
 		}
 	})
-	c.hairpins(a.hairpins, hairpinKeys(s.Local))
+	c.keys(hairpins, a.hairpins, hairpinKeys(s.Local))
 }
 
 // clear removes chains and sets that are not needed, or nobody's.
@@ -227,7 +232,7 @@ func (b *Balancer) probe() error {
 	c := b.change(context.Background())
 	c.table += "-probe"
 	some := netip.MustParsePrefix("10.0.0.0/16")
-	plan, err := fixed{networks: []netip.Prefix{some}, loopback: true}.plan()
+	plan, err := fixed{networks: []netip.Prefix{some}, pods: []netip.Prefix{some}, subnets: []netip.Prefix{some}, loopback: true}.plan()
 	if err != nil {
 		return err
 	}

@@ -3,6 +3,8 @@ package nft
 import (
 	"encoding/binary"
 	"net/netip"
+	"slices"
+	"strings"
 
 	"github.com/google/nftables"
 	"github.com/google/nftables/userdata"
@@ -24,6 +26,7 @@ const (
 	clients                    // client, frontend with affinity → endpoint; written by packets
 	nodes                      // frontends at this host's own addresses
 	hairpins                   // container, itself
+	hosts                      // hosts that are in the services' networks
 	shapes                     // number of a chain → go there
 	sets      int   = 2*iota - 1
 )
@@ -66,6 +69,8 @@ func (s setID) spec() spec {
 		return spec{name: "node" + digit, key: row(addr, proto, port)}
 	case hairpins:
 		return spec{name: "hairpin" + digit, key: row(addr, addr)}
+	case hosts:
+		return spec{name: "host" + digit, key: row(addr)}
 	case sticky:
 		return spec{name: "sticky" + digit, key: row(nftables.TypeMark, addr, proto, port), data: row(port, addr, port)}
 	case members:
@@ -183,4 +188,34 @@ func cutPlace(b []byte, v4 bool) (place, []byte) {
 func cutEndpoint(b []byte, v4 bool) netip.AddrPort {
 	a, b := cutAddr(b, v4)
 	return netip.AddrPortFrom(a, binary.BigEndian.Uint16(b))
+}
+
+// hairpinKeys are the elements of both families.
+func hairpinKeys(local []netip.Addr) (keys []string) {
+	for _, a := range local {
+		keys = append(keys, string(appendAddr(appendAddr(nil, a), a)))
+	}
+	slices.Sort(keys)
+	return keys
+}
+
+func hostKeys(hosts []netip.Addr) (keys []string) {
+	for _, a := range hosts {
+		keys = append(keys, string(appendAddr(nil, a)))
+	}
+	slices.Sort(keys)
+	return keys
+}
+
+// keys turns the elements of a set of both families into others.
+func (c *change) keys(s setID, have, want []string) {
+	four := int(s.of(true).spec().definition().keyLen)
+	added, gone := diff(have, want, strings.Compare)
+	for _, key := range added {
+		c.add(s.of(len(key) == four), []byte(key), nil)
+	}
+	for _, key := range gone {
+		c.del(s.of(len(key) == four), []byte(key))
+	}
+	c.full()
 }

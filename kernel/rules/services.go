@@ -18,9 +18,13 @@ import (
 // and for a client outside Pods whose endpoint is outside Subnets.
 type Services struct {
 	// Networks hold the virtual addresses, at most one per family. What goes to
-	// an address in them that no Frontend takes and that is none of this host's
-	// own is refused at once (TCP reset, else ICMP port unreachable).
+	// an address in them that no Frontend takes, and that is neither this host's
+	// own nor one of Hosts, is refused at once (TCP reset, else ICMP port
+	// unreachable).
 	Networks []netip.Prefix
+	// Hosts are addresses in Networks that are other hosts' own, and no
+	// Frontend's: sorted, each once, usually none.
+	Hosts []netip.Addr
 	// Pods are the pod network's address spaces, Subnets this host's own parts
 	// of them; at most one per family.
 	Pods, Subnets []netip.Prefix
@@ -80,6 +84,11 @@ type Balancer interface {
 	// thousands writes a few elements (nftables). s is not written to and is not
 	// kept but for the frontends.
 	Sync(ctx context.Context, s Services) error
+	// Repairs is how often Sync found that somebody else had taken away or
+	// changed what it had made: connections that began meanwhile were not
+	// translated, and the kernel does not look at them again. It may count once
+	// too often after a Sync that failed.
+	Repairs() uint64
 	// Remove takes away everything of ours and nothing else.
 	Remove(ctx context.Context) error
 }

@@ -1,5 +1,5 @@
-// Package rulestest is the contract that every rules.Filter must pass. It
-// sends real packets between network namespaces.
+// Package rulestest is the contract that every rules.Filter or rules.Balancer
+// must pass. It sends real packets between network namespaces.
 package rulestest
 
 import (

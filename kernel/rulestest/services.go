@@ -63,6 +63,8 @@ func RunServices(t *testing.T, s ServicesSubject) {
 		"other people's rules go on as they were":                testOthers,
 		"it stands beside the filter":                            testBesideFilter,
 		"service rules that somebody flushed come back":          testServicesFlushed,
+		"repairs are counted, changes are not":                   testRepairs,
+		"hosts in the services' network are theirs":              testHosts,
 		"a second sync of services writes nothing":               testSecondServicesSync,
 		"a restarted balancer writes nothing":                    testBalancerRestart,
 		"removal of services and no services leave nothing":      testServicesGone,

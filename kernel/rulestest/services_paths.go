@@ -7,11 +7,13 @@ import (
 	"hash/crc32"
 	"net"
 	"net/netip"
+	"slices"
 	"testing"
 	"time"
 
 	"golang.org/x/sys/unix"
 
+	"github.com/flanneld/flanneld/kernel/netns"
 	"github.com/flanneld/flanneld/kernel/rules"
 )
 
@@ -129,6 +131,76 @@ func testRefused(t *testing.T, w *world, s ServicesSubject) {
 			}
 		}
 	}
+}
+
+// testHosts has other hosts' own addresses among virtual ones.
+func testHosts(t *testing.T, w *world, s ServicesSubject) {
+	const own = 9091
+	lines, undo := "", ""
+	for _, f := range both() {
+		for i := range 2 {
+			a := f.virtual(100 + i)
+			line := fmt.Sprintf("%s/%d dev eth0", a, a.BitLen())
+			lines, undo = lines+"addr add "+line+" nodad\n", undo+"addr del "+line+"\n"
+		}
+	}
+	change(t, w.stranger, lines, undo)
+	serveTCP(t, w.stranger, "theirs", fmt.Sprintf(":%d", own))
+	datagrams := Listen(t, w.stranger, own)
+	b := openBalancer(t, w, w.a, s)
+	reach := func(when string, which ...int) rules.Services {
+		t.Helper()
+		var fronts []*rules.Frontend
+		for _, f := range both() {
+			fronts = append(fronts, f.virtually(1, slots(f.b1, 0)...)...)
+		}
+		want := servicesOn(fronts)
+		for _, f := range both() {
+			for _, i := range which {
+				want.Hosts = append(want.Hosts, f.virtual(100+i))
+			}
+		}
+		b.sync(want)
+		for _, f := range both() {
+			for i := range 2 {
+				to := at(f.virtual(100+i), own)
+				if !slices.Contains(which, i) {
+					expectRefused(t, when, w.a1, to)
+					expectRefused(t, when, w.a, to)
+					continue
+				}
+				for _, from := range []*netns.NS{w.a1, w.a} {
+					if who, _, err := call(from, "tcp", netip.Addr{}, to); err != nil || who != "theirs" {
+						t.Errorf("%s: %v: %q answers (%v)", when, to, who, err)
+					}
+					c, err := connect(from, "udp", netip.Addr{}, to)
+					if err != nil {
+						t.Fatal(err)
+					}
+					payload := fmt.Sprint(when, " ", c.LocalAddr())
+					_, err = c.Write([]byte(payload))
+					if c.Close(); err != nil || !datagrams.Gets(payload)[payload] {
+						t.Errorf("%s: %v gets no datagrams (%v)", when, to, err)
+					}
+				}
+			}
+			expectCall(t, when, w.a1, at(f.virtual(1), port), server("b1", 0), f.a1)
+			expectRefused(t, when+", an unknown address", w.a1, at(f.virtual(9), port))
+		}
+		return want
+	}
+	reach("no hosts")
+	reach("a host came", 0)
+	want := reach("both", 0, 1)
+	again := openBalancer(t, w, w.a, s)
+	writes, wrote := CountWrites(t, w.a), s.writes(b)
+	b.sync(want)
+	again.sync(want)
+	if n := writes(); n != 0 || s.writes(b) > wrote || s.writes(again) > 0 {
+		t.Errorf("%d notifications of nf_tables, want none, and no writes of programs", n)
+	}
+	b.unrepaired("its own changes")
+	reach("one went", 1)
 }
 
 // testListed has an endpoint that is no container: it answers whom it knows.

@@ -2,6 +2,7 @@ package e2e
 
 import (
 	"fmt"
+	"net/netip"
 	"os/exec"
 	"strings"
 	"testing"
@@ -57,8 +58,26 @@ func TestHostsWithoutNftables(t *testing.T) {
 		t.Error("nothing of a peer arrived: the test proves nothing")
 	}
 
+	c.servicesOnHostsWithoutNftables(a, b)
 	c.rulesComeBackOnHostsWithoutNftables(a)
 	c.cleanedUpWithoutNftables(c.host(2), daemons[1])
+}
+
+// servicesOnHostsWithoutNftables: a service for containers of both hosts, and a
+// port of one.
+func (c *cluster) servicesOnHostsWithoutNftables(a, b *lab.Container) {
+	c.t.Helper()
+	s := &services{cluster: c, life: c.t}
+	serveIn(c.t, a, "a", webPort)
+	serveIn(c.t, b, "b", webPort)
+	c.sh(c.host(1), "flanneld endpoint label a app=sample; flanneld service create frontend --port 8888 --selector app=sample --node-port 30080")
+	c.sh(c.host(2), "flanneld endpoint label b app=sample")
+	for _, ip := range s.described(c.host(2), "frontend").VirtualIPs {
+		for _, from := range []place{b, c.host(1)} {
+			answeredOver(c.t, "tcp", from, netip.AddrPortFrom(ip, webPort), "a", "b")
+		}
+	}
+	answeredOver(c.t, "tcp", c.lab.Switch(), netip.AddrPortFrom(c.host(1).Addr(), nodePort), "a", "b")
 }
 
 // rulesComeBackOnHostsWithoutNftables: what somebody flushed is back.

@@ -13,8 +13,6 @@ import (
 // each service, which chooses one of the chains of its endpoints. nft loads it.
 type chains struct{ last map[*rules.Frontend]bool }
 
-var _ rules.Balancer = (*chains)(nil)
-
 // Sync writes the frontends that it does not know yet.
 func (c *chains) Sync(ctx context.Context, s rules.Services) error {
 	var text strings.Builder
@@ -50,10 +48,4 @@ add rule inet peer out ip daddr . meta l4proto . th dport vmap @services
 		return fmt.Errorf("nft: %w: %s", err, out)
 	}
 	return nil
-}
-
-// Remove implements rules.Balancer.
-func (c *chains) Remove(ctx context.Context) error {
-	c.last = nil
-	return exec.CommandContext(ctx, "nft", "delete", "table", "inet", "peer").Run()
 }

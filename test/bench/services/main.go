@@ -11,6 +11,7 @@ import (
 	"os"
 	"os/signal"
 	"path/filepath"
+	"slices"
 	"strings"
 	"syscall"
 	"time"
@@ -33,7 +34,7 @@ type options struct {
 }
 
 func run(ctx context.Context, args []string, stdout, stderr io.Writer) int {
-	if len(args) > 0 && (args[0] == "rules" || args[0] == "write" || args[0] == "spread") {
+	if len(args) > 0 && slices.Contains([]string{"rules", "spread", "write", "web", "ask"}, args[0]) {
 		if err := helper(ctx, args, stdout); err != nil {
 			fmt.Fprintln(stderr, err)
 			return 1
@@ -60,8 +61,13 @@ func run(ctx context.Context, args []string, stdout, stderr io.Writer) int {
 
 // helper is what the benchmark runs of itself.
 func helper(ctx context.Context, args []string, out io.Writer) error {
-	if args[0] == "write" {
+	switch args[0] {
+	case "write":
 		return write(ctx, os.Stdin, out)
+	case "web":
+		return serveWeb(out)
+	case "ask":
+		return ask(ctx, args[1:], out)
 	}
 	return rulesHelper(ctx, args, out)
 }

@@ -40,6 +40,18 @@ func virtualIP(i int) netip.Addr {
 	return netip.AddrFrom4([4]byte{172, 20, byte(i >> 8), byte(i)})
 }
 
+// lastIP is the last service's, of n, whose address is the last of 256, if there
+// is one: our chains of iptables are for so many each, and the way to it is the
+// longest.
+func lastIP(n int) netip.Addr {
+	for i := n - 1; i >= 0; i-- {
+		if a := virtualIP(i); a.As4()[3] == 255 {
+			return a
+		}
+	}
+	return virtualIP(n - 1)
+}
+
 // moved is an address that no endpoint had before.
 func moved(i int) netip.Addr { return netip.AddrFrom4([4]byte{10, 127, byte(i >> 8), byte(i)}) }
 

@@ -10,7 +10,6 @@ import (
 	"os"
 	"os/exec"
 	"slices"
-	"strings"
 
 	"github.com/flanneld/flanneld/kernel/rules"
 )
@@ -25,12 +24,14 @@ func (b *bench) rules(ctx context.Context) error {
 	var runs []run
 	for _, r := range []run{{"nft", 1_000, nil}, {"nft", 10_000, nil}, {"nft", 50_000, nil}, {"chains", 1_000, nil},
 		{"iptables-legacy", 1_000, nil}, {"iptables-legacy", 10_000, nil}, {"iptables-nft", 1_000, nil}, {"iptables-nft", 10_000, nil}} {
-		if _, err := exec.LookPath(r.kind); err != nil && strings.HasPrefix(r.kind, "iptables") {
-			b.row("%s is not installed", r.kind)
-			continue
+		if program := programOf(r.kind); program != "" {
+			if _, err := exec.LookPath(program); err != nil {
+				b.row("%s is not installed", program)
+				continue
+			}
 		}
 		r.n, r.report = b.size(r.n), &report{}
-		out, err := b.self(ctx, "rules", r.kind, fmt.Sprint(r.n), fmt.Sprint(b.rounds))
+		out, err := b.again(ctx, "rules", r.kind, fmt.Sprint(r.n), fmt.Sprint(b.rounds))
 		if err == nil {
 			err = json.Unmarshal(out, r.report)
 		}
@@ -39,7 +40,7 @@ func (b *bench) rules(ctx context.Context) error {
 		}
 		runs = append(runs, r)
 	}
-	b.row("\n### Rules\n\n| | services | loaded | CPU | one endpoint swapped | wrote | kernel memory | ours |\n|---|---|---|---|---|---|---|---|")
+	b.row("\n### Rules\n\n| | services | loaded | CPU | one endpoint swapped | after another's change of rules | wrote | kernel memory | ours |\n|---|---|---|---|---|---|---|---|---|")
 	for _, r := range runs {
 		whole := slices.Clone(r.Load)
 		for i := range whole {
@@ -49,7 +50,7 @@ func (b *bench) rules(ctx context.Context) error {
 		if len(r.Elements) > 0 {
 			wrote = fmt.Sprintf("%d elements", slices.Max(r.Elements))
 		}
-		b.row("| %s | %d | %s | %s | %s | %s | %s | %s |", r.kind, r.n, whole, round(r.CPU.median()), r.Swap, wrote,
+		b.row("| %s | %d | %s | %s | %s | %s | %s | %s | %s |", r.kind, r.n, whole, round(r.CPU.median()), r.Swap, r.After, wrote,
 			mb(slices.Sorted(slices.Values(r.Kernel))[len(r.Kernel)/2]), mb(r.Heap))
 	}
 	for _, where := range []struct {
@@ -71,6 +72,17 @@ func (b *bench) rules(ctx context.Context) error {
 	return nil
 }
 
+// programOf is what a way to program the kernel runs, "" if nothing.
+func programOf(kind string) string {
+	switch kind {
+	case "nft":
+		return ""
+	case "chains":
+		return "nft"
+	}
+	return kind
+}
+
 // ratios are those within each round.
 func ratios(a, b stats) (f floats) {
 	for i := range a {
@@ -79,8 +91,8 @@ func ratios(a, b stats) (f floats) {
 	return f
 }
 
-// self runs this program again.
-func (b *bench) self(ctx context.Context, args ...string) ([]byte, error) {
+// again runs this program again.
+func (b *bench) again(ctx context.Context, args ...string) ([]byte, error) {
 	cmd := exec.CommandContext(ctx, "/proc/self/exe", args...)
 	cmd.Stderr = os.Stderr
 	return cmd.Output()
@@ -89,9 +101,9 @@ func (b *bench) self(ctx context.Context, args ...string) ([]byte, error) {
 // balance prints how evenly connections are spread.
 func (b *bench) balance(ctx context.Context) error {
 	const connections = 10_000
-	out, err := b.self(ctx, "spread", fmt.Sprint(connections))
+	out, err := b.again(ctx, "spread", fmt.Sprint(connections))
 	if err == nil {
-		b.row("\n### Balance: %d connections over %d endpoints\n\n| | connections of each | farthest from %d |\n|---|---|---|\n%s", connections, copies, connections/copies, out)
+		b.row("\n### Balance: %d connections over %d endpoints\n\n| | connections of each | farthest from a fifth |\n|---|---|---|\n%s", connections, copies, out)
 	}
 	return err
 }
@@ -108,9 +120,10 @@ func spread(ctx context.Context, connections int, out io.Writer) error {
 	}
 	all := rules.Services{Networks: []netip.Prefix{serviceNetwork()}, Pods: []netip.Prefix{podNetwork()}}
 	ways := []struct {
-		name string
-		how  rules.Balance
-	}{{"random", rules.Random}, {"round-robin", rules.RoundRobin}, {"hash, a client each", rules.Hash}}
+		name  string
+		how   rules.Balance
+		times int
+	}{{"random", rules.Random, 1}, {"random, ten times as many", rules.Random, 10}, {"round-robin", rules.RoundRobin, 1}, {"hash, a client each", rules.Hash, 1}}
 	for i, way := range ways {
 		f := &rules.Frontend{Addr: virtualIP(i), Protocol: 6, Port: 80, Balance: way.how}
 		for c := range copies {
@@ -118,15 +131,17 @@ func spread(ctx context.Context, connections int, out io.Writer) error {
 		}
 		all.Frontends = append(all.Frontends, f)
 	}
-	if err := w.host.Do(func() error { return s.Sync(ctx, all) }); err != nil {
+	if err := w.host.Do(func() error { return s.kernel.Sync(ctx, all) }); err != nil {
 		return err
 	}
 	for i, way := range ways {
 		l, had := lane{w, netip.AddrPortFrom(virtualIP(i), 80)}, map[netip.Addr]int{}
 		from := clientSources().Addr()
 		err := w.client.Do(func() error {
-			for range connections {
-				from = from.Next()
+			for range connections * way.times {
+				if from = from.Next(); !clientSources().Contains(from) {
+					from = clientSources().Addr().Next()
+				}
 				_, at, err := l.connect(from)
 				if err != nil {
 					return err
@@ -143,7 +158,7 @@ func spread(ctx context.Context, connections int, out io.Writer) error {
 		for c := range copies {
 			n := had[moved(c+1)]
 			counts = append(counts, n)
-			even := float64(connections) / copies
+			even := float64(connections*way.times) / copies
 			worst = max(worst, max(float64(n)-even, even-float64(n))/even)
 		}
 		fmt.Fprintf(out, "| %s | %v | %.1f %% |\n", way.name, counts, 100*worst)
