@@ -51,7 +51,7 @@ func (s *services) flushed(t *testing.T) {
 	for _, script := range []string{"nft flush ruleset", "nft delete table inet flanneld-services"} {
 		s.sh(h, script)
 		took := within(t, 10*time.Second, script+" is made good", func() error {
-			_, _ = flow.ask("anybody there?") // the kernel tracks it meanwhile
+			_, _ = flow.ask("anybody?") // the kernel tracks it meanwhile
 			for _, ip := range s.ip {
 				for _, from := range []place{s.client[0], h} {
 					err := from.Do(func() error {
@@ -71,7 +71,7 @@ func (s *services) flushed(t *testing.T) {
 		t.Logf("%s: repaired after %s", script, took.Round(10*time.Millisecond))
 		answeredOver(t, "tcp", s.outside, netip.AddrPortFrom(h.Addr(), nodePort), s.names()...)
 		within(t, 10*time.Second, "a flow of UDP that began meanwhile goes on", func() error {
-			_, err := flow.ask("still nobody?")
+			_, err := flow.ask("nobody?")
 			return err
 		})
 	}

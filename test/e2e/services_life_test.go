@@ -33,11 +33,14 @@ func (s *services) health(t *testing.T) {
 		t.Logf("%s: after %s", what, took.Round(10*time.Millisecond))
 	}
 	only("the one that is well answers", "well")
-	for _, b := range s.described(s.hosts[2], "checked").Behind {
-		if b.Ready == (b.Name == "sick") || b.Name == "sick" && !strings.Contains(b.Why, "503") {
-			t.Errorf("described as %+v", b)
+	within(t, 10*time.Second, "it is told why", func() error {
+		for _, b := range s.described(s.hosts[2], "checked").Behind {
+			if b.Ready == (b.Name == "sick") || b.Name == "sick" && !strings.Contains(b.Why, "503") {
+				return fmt.Errorf("described as %+v", b)
+			}
 		}
-	}
+		return nil
+	})
 	sick.sick.Store(false)
 	only("the one that got well answers too", "sick", "well")
 	well.stop() // nobody listens
