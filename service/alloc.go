@@ -95,7 +95,8 @@ type Chooser struct {
 // Choose completes s: a virtual address from each network if it may have some
 // and names none, and a node port for each AutoPort. What former, the service
 // until now (nil: none), has at a port stays. An address that former does not
-// have must be one that could be chosen. Errors are *FieldError, or Taken's.
+// have must be one that could be chosen, and an endpoint that it does not have
+// none that connections are led away from. Errors are *FieldError, or Taken's.
 func (c Chooser) Choose(s, former *Service) error {
 	if former == nil {
 		former = &Service{}
@@ -107,6 +108,9 @@ func (c Chooser) Choose(s, former *Service) error {
 		if err := c.check(a); err != nil {
 			return err
 		}
+	}
+	if err := c.checkEndpoints(s, former); err != nil {
+		return err
 	}
 	if !s.Headless && s.External == "" && len(s.VirtualIPs) == 0 {
 		var err error
@@ -157,6 +161,26 @@ func (c Chooser) check(a netip.Addr) error {
 		return nil
 	}
 	return &FieldError{"VirtualIPs", a.String(), "must be in " + join(c.Networks) + ", the network of services"}
+}
+
+// checkEndpoints refuses what would be dead behind a virtual address: the
+// kernel translates a connection once. Clients of a headless service connect by
+// themselves, also to virtual addresses.
+func (c Chooser) checkEndpoints(s, former *Service) error {
+	if s.Headless {
+		return nil
+	}
+	for _, a := range s.Endpoints {
+		if slices.Contains(c.Hosts, a) || !former.Headless && slices.Contains(former.Endpoints, a) {
+			continue
+		}
+		for _, p := range c.Networks {
+			if p.Contains(a) {
+				return &FieldError{"Endpoints", a.String(), fmt.Sprintf("is inside the network of services %v: list the containers' or servers' own addresses", p)}
+			}
+		}
+	}
+	return nil
 }
 
 // noNetwork: virtual addresses cannot be had.

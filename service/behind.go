@@ -28,6 +28,8 @@ func Behind(s *Service, st State) []Candidate {
 		c := Candidate{Addr: a}
 		if c.Ready, c.Why = s.ports(nil); !slices.Contains(want, familyOf(a)) {
 			c.Ready, c.Why = false, "the service has no "+familyOf(a).String()+" address"
+		} else if within(st.Networks, a) {
+			c.Ready, c.Why = false, st.forbidden(netip.AddrPortFrom(a, 0), "")
 		}
 		list = append(list, c)
 	}

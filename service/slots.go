@@ -100,7 +100,11 @@ func (f *filling) next(p *Port) {
 }
 
 func (f *filling) problem(format string, args ...any) {
-	f.problems = append(f.problems, &Problem{Service: f.taker.service, Published: f.taker.published, Text: fmt.Sprintf(format, args...)})
+	text := fmt.Sprintf(format, args...)
+	if slices.ContainsFunc(f.problems, func(err error) bool { p, ok := err.(*Problem); return ok && p.Text == text }) {
+		return // of another family, or another way to count
+	}
+	f.problems = append(f.problems, &Problem{Service: f.taker.service, Published: f.taker.published, Text: text})
 }
 
 // slots of a family, which all frontends of the port share.
@@ -148,9 +152,15 @@ func (f *filling) collect(fam family, own, weighted bool) {
 	s := f.taker.service
 	if s != nil && f.port.TargetName == "" {
 		for _, a := range s.Endpoints {
-			if familyOf(a) == fam && (!own || within(f.state.Subnets, a)) {
-				f.list = append(f.list, netip.AddrPortFrom(a, cmp.Or(f.port.Target, f.port.Port)))
+			slot := netip.AddrPortFrom(a, cmp.Or(f.port.Target, f.port.Port))
+			if familyOf(a) != fam || own && !within(f.state.Subnets, a) {
+				continue
 			}
+			if why := f.state.forbidden(slot, f.port.Protocol); why != "" {
+				f.problem("port %d/%s: the listed address %v is left out: %s", f.port.Port, f.port.Protocol, a, why)
+				continue
+			}
+			f.list = append(f.list, slot)
 		}
 	}
 	listed := len(f.list)
@@ -175,6 +185,17 @@ func (f *filling) collect(fam family, own, weighted bool) {
 			return
 		}
 	}
+}
+
+// forbidden tells why nothing may lead to a listed address; "" if it may.
+func (st *State) forbidden(a netip.AddrPort, protocol string) string {
+	switch {
+	case within(st.Networks, a.Addr()):
+		return "it is in the network of services itself; list the addresses of servers"
+	case protocol == "tcp" && slices.Contains(st.Guarded, a):
+		return "it is etcd's port, which is out of containers' reach"
+	}
+	return ""
 }
 
 func within(list []netip.Prefix, a netip.Addr) bool {

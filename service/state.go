@@ -16,6 +16,9 @@ type State struct {
 	// Hosts are addresses in Networks that are hosts' own, and so no service's:
 	// sorted, each once, usually none.
 	Hosts []netip.Addr
+	// Guarded are ports of TCP that no container may reach: no service leads
+	// there, where the filter would not know any more who asks.
+	Guarded []netip.AddrPort
 	// Nodes are this host's addresses at which node ports and published ports
 	// are; 127.0.0.1 is always one for what begins on this host.
 	Nodes []netip.Addr

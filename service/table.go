@@ -114,7 +114,7 @@ func (t *Table) Build(s State) (rules.Services, []error) {
 // alike tells whether the same values make the same frontends.
 func (st *State) alike(o *State) bool {
 	return st.Tenant == o.Tenant && st.Host == o.Host && slices.Equal(st.Networks, o.Networks) && slices.Equal(st.Hosts, o.Hosts) && slices.Equal(st.Pods, o.Pods) &&
-		slices.Equal(st.Subnets, o.Subnets) && slices.Equal(st.Nodes, o.Nodes)
+		slices.Equal(st.Subnets, o.Subnets) && slices.Equal(st.Nodes, o.Nodes) && slices.Equal(st.Guarded, o.Guarded)
 }
 
 // reset forgets everything but what was returned last.

@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"maps"
+	"net/netip"
 	"slices"
 	"strings"
 	"testing"
@@ -324,5 +325,38 @@ func TestLocalAreTheAddressesOfThisHostsContainers(t *testing.T) {
 		if out, _ := table.Build(s); fmt.Sprint(out.Local) != step.want {
 			t.Errorf("%v, want %s", out.Local, step.want)
 		}
+	}
+}
+
+func TestListedAddressesThatLeadWhereNobodyMayGo(t *testing.T) {
+	s := small()
+	s.Services[0].Selector = nil
+	s.Services[0].Endpoints = addrs("10.0.0.10 192.0.2.7 192.0.2.8")
+	s.Guarded = []netip.AddrPort{netip.MustParseAddrPort("192.0.2.7:8080"), netip.MustParseAddrPort("192.0.2.8:2379")}
+	got := built(s)
+	for _, want := range []string{
+		"10.0.0.80:80/tcp -> 192.0.2.8:8080\n",
+		"the listed address 10.0.0.10 is left out: it is in the network of services itself",
+		"the listed address 192.0.2.7 is left out: it is etcd's port",
+	} {
+		if strings.Count(got, want) != 1 {
+			t.Errorf("%s\ninstead of once %q", got, want)
+		}
+	}
+	s.Services[0].Ports[0].Protocol = "udp" // etcd's is TCP
+	if got := built(s); !strings.Contains(got, "-> 192.0.2.7:8080 192.0.2.8:8080") {
+		t.Errorf("UDP: %s", got)
+	}
+	for _, c := range Behind(s.Services[0], s) {
+		if c.Ready == (c.Addr == s.Services[0].Endpoints[0]) {
+			t.Errorf("%v: ready %v, %s", c.Addr, c.Ready, c.Why)
+		}
+	}
+	var table Table
+	table.Build(small())
+	s.Guarded = nil
+	after, problems := table.Build(s)
+	if want, afresh := new(Table).Build(s); shown(after, problems) != shown(want, afresh) {
+		t.Errorf("%s\nbuilt afresh\n%s", shown(after, problems), shown(want, afresh))
 	}
 }

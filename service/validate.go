@@ -18,11 +18,13 @@ const (
 	maxSelector  = 32
 	maxText      = 317 // of a label's key or value, as Kubernetes' keys
 	maxPath      = 1024
-	maxAffinity  = 7 * 24 * 60 * 60 // seconds
-	maxInterval  = 60 * 60          // seconds
-	maxTimeout   = 5 * 60           // seconds
+	maxInterval  = 60 * 60 // seconds
+	maxTimeout   = 5 * 60  // seconds
 	maxThreshold = 100
 )
+
+// MaxAffinity is the longest Service.Affinity, in seconds.
+const MaxAffinity = 7 * 24 * 60 * 60
 
 // AutoPort as a Port.NodePort that is asked for means that the daemon chooses
 // one. It is never stored.
@@ -185,8 +187,8 @@ func (s *Service) checkNodePorts() error {
 func (s *Service) checkChoice() error {
 	affinity := fmt.Sprintf("%d s", s.Affinity)
 	switch {
-	case s.Affinity < 0 || s.Affinity > maxAffinity:
-		return &FieldError{"Affinity", affinity, fmt.Sprintf("must be from 1 to %d seconds (7 days), or 0 for none", maxAffinity)}
+	case s.Affinity < 0 || s.Affinity > MaxAffinity:
+		return &FieldError{"Affinity", affinity, fmt.Sprintf("must be from 1 to %d seconds (7 days), or 0 for none", MaxAffinity)}
 	case s.Local != "" && s.Local != LocalCluster && s.Local != LocalOnly && s.Local != LocalFirst:
 		return &FieldError{"Local", quote(s.Local), "must be cluster, local or prefer-local"}
 	case s.Balance != "" && s.Balance != BalanceRandom && s.Balance != BalanceRoundRobin && s.Balance != BalanceHash:

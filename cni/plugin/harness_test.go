@@ -42,10 +42,9 @@ func (c conf) with(more conf) conf {
 
 // host is a machine without containers: a namespace and directories.
 type host struct {
-	t    testing.TB
-	ns   *netns.NS
-	dir  string // records, subnet.env, plugins
-	said string // to standard error, by the last call in this process
+	t   testing.TB
+	ns  *netns.NS
+	dir string // records, subnet.env, plugins
 
 	filter func() (hostside.PacketFilter, error) // of calls in this process; nil: nftables
 }
@@ -130,6 +129,13 @@ func (q request) stdin(t testing.TB) []byte {
 // do calls a plugin in this process.
 func (h *host) do(q request) (out string, code int) {
 	h.t.Helper()
+	out, _, code = h.hear(q)
+	return out, code
+}
+
+// hear is do, with what it says on standard error.
+func (h *host) hear(q request) (out, said string, code int) {
+	h.t.Helper()
 	var stdout, stderr bytes.Buffer
 	env := h.env(q)
 	err := h.ns.Do(func() error {
@@ -143,8 +149,7 @@ func (h *host) do(q request) (out string, code int) {
 	if err != nil {
 		h.t.Fatal(err)
 	}
-	h.said = stderr.String()
-	return stdout.String(), code
+	return stdout.String(), stderr.String(), code
 }
 
 // process is a call in a process of its own, not started yet.

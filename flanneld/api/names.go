@@ -54,8 +54,8 @@ type Change struct {
 	Addresses []netip.Addr `json:"addresses,omitempty"`
 	// Fields are what changed of a service that was there.
 	Fields []string `json:"fields,omitempty"`
-	// Note is what nobody asked for: a record that could not be read was
-	// replaced.
+	// Note is what nobody asked for, or may surprise: a record that could not be
+	// read was replaced, a program has a service's node port.
 	Note string `json:"note,omitempty"`
 	// Service as it is now; nil of other things, and if it is gone.
 	Service *Service `json:"service,omitempty"`

@@ -23,6 +23,8 @@ type Service struct {
 	// VirtualIPs at most one per family; those not asked for are chosen by the
 	// daemon, and kept when the service is altered.
 	VirtualIPs []netip.Addr `json:"virtual_ips,omitempty"`
+	// VirtualIPsAuto asks for others than the service has, chosen by the daemon.
+	VirtualIPsAuto bool `json:"virtual_ips_auto,omitempty"`
 	// Affinity: for how many seconds a client stays at its endpoint; 0: it does not.
 	Affinity int     `json:"affinity_seconds,omitempty"`
 	Local    string  `json:"local,omitempty"`   // local or prefer-local; "": cluster
@@ -138,6 +140,7 @@ func (c *Client) putService(ctx context.Context, s Service, query string) (Chang
 
 // DeleteService removes a service; an *Error with StatusNotFound if there is
 // none.
-func (c *Client) DeleteService(ctx context.Context, tenant, network, name string) error {
-	return c.do(ctx, http.MethodDelete, "/v1/services/"+keyPath(tenant, network, name), nil, nil)
+func (c *Client) DeleteService(ctx context.Context, tenant, network, name string) (Change, error) {
+	var ch Change
+	return ch, c.do(ctx, http.MethodDelete, "/v1/services/"+keyPath(tenant, network, name), nil, &ch)
 }

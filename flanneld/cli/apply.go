@@ -9,6 +9,7 @@ import (
 	"net/http"
 	"os"
 	"strings"
+	"syscall"
 
 	"github.com/flanneld/flanneld/flanneld/api"
 	"github.com/flanneld/flanneld/flanneld/server"
@@ -72,7 +73,11 @@ func readFile(path string, stdin io.Reader) ([]byte, error) {
 		}
 		return text, nil
 	}
-	return os.ReadFile(path) // its errors name the file
+	text, err := os.ReadFile(path) // its errors name the file
+	if errors.Is(err, syscall.EISDIR) {
+		return nil, fmt.Errorf("%s is a directory: give a file, or - for standard input", path)
+	}
+	return text, err
 }
 
 // applier applies one file.
@@ -90,11 +95,10 @@ func (a applier) apply(ctx context.Context, file manifest.File, dry bool) int {
 		report = func(ch api.Change) { a.report(ch, "would be ") }
 	}
 	code := a.each(ctx, file, true, report)
-	switch {
-	case code != exitOK && !dry:
+	if code != exitOK {
 		fmt.Fprintln(a.stderr, "flanneld: nothing was changed")
-		return code
-	case code != exitOK || dry:
+	}
+	if code != exitOK || dry {
 		return code
 	}
 	return a.each(ctx, file, false, func(ch api.Change) { a.report(ch, "") })

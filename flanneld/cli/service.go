@@ -7,7 +7,9 @@ import (
 	"fmt"
 	"io"
 	"net/http"
+	"slices"
 	"strconv"
+	"strings"
 	"text/tabwriter"
 
 	"github.com/flanneld/flanneld/endpoint"
@@ -81,10 +83,19 @@ func printServices(w io.Writer, all []api.Service) {
 	tw := tabwriter.NewWriter(w, 0, 0, 2, ' ', 0)
 	fmt.Fprintln(tw, "NAME\tNETWORK\tADDRESS\tPORTS\tNODE PORTS\tSELECTOR\tLISTED\tENDPOINTS")
 	for _, s := range all {
-		fmt.Fprintf(tw, "%s\t%s\t%s\t%s\t%s\t%s\t%s\t%s\n", s.Name, s.Network, cmp.Or(address(s), "-"), orDash(ports(s)), orDash(nodePorts(s)),
-			cmp.Or(api.Labels(s.Selector), "-"), cmp.Or(join(s.Endpoints), "-"), behind(s))
+		fmt.Fprintf(tw, "%s\t%s\t%s\t%s\t%s\t%s\t%s\t%s\n", s.Name, s.Network, cmp.Or(address(s), "-"), orDash(few(ports(s))), orDash(few(nodePorts(s))),
+			cmp.Or(api.Labels(s.Selector), "-"), cmp.Or(strings.Join(few(strings.Fields(join(s.Endpoints))), " "), "-"), behind(s))
 	}
 	_ = tw.Flush() // a terminal that went away needs no error
+}
+
+// few is a list that fits into a column: the first three, and how many more
+// there are.
+func few(list []string) []string {
+	if len(list) <= 3 {
+		return list
+	}
+	return append(slices.Clone(list[:2]), fmt.Sprintf("%s and %d more", list[2], len(list)-3))
 }
 
 // address is what a service's name stands for.
@@ -132,8 +143,12 @@ func serviceDelete(ctx context.Context, c *api.Client, args []string, stdout, st
 	if done {
 		return code
 	}
-	if err := c.DeleteService(ctx, endpoint.DefaultTenant, *network, operands[0]); err != nil {
+	ch, err := c.DeleteService(ctx, endpoint.DefaultTenant, *network, operands[0])
+	if err != nil {
 		return refused(stderr, err)
+	}
+	if ch.Note != "" {
+		fmt.Fprintln(stderr, ch.Note)
 	}
 	return exitOK
 }

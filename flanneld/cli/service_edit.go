@@ -118,7 +118,7 @@ func standsFor(ch api.Change) string {
 
 func serviceUpdate(ctx context.Context, c *api.Client, args []string, stdout, stderr io.Writer) int {
 	fs := newFlags("service update", "NAME flags", `Change a service: what is not given stays as it is. A flag's value takes the place of what the service has, lists as a whole;
-an empty one clears it. Node ports stay with their ports, and the virtual IP with the service.`,
+an empty one clears it. Node ports stay with their ports, and the virtual IP with the service; --ip "" has another one chosen.`,
 		"flanneld service update frontend --selector app=sample,tier=front",
 		"flanneld service update frontend --node-port http=auto --local prefer-local",
 		`flanneld service update frontend --affinity "" --health none`)
@@ -139,10 +139,15 @@ an empty one clears it. Node ports stay with their ports, and the virtual IP wit
 	if err := given.alter(s); err != nil {
 		return usageErr(stderr, fs, err)
 	}
-	if err := s.ValidateNew(); err != nil {
+	check := s.ValidateNew
+	if len(have.Selector)+len(have.Endpoints) > 0 || have.External != "" { // something could belong to it
+		check = func() error { return manifest.Complete(s) }
+	}
+	if err := check(); err != nil {
 		return usageErr(stderr, fs, mistake(err))
 	}
 	want := server.Wire(s)
+	want.VirtualIPsAuto = given["ip"] != nil && len(s.VirtualIPs) == 0 && !s.Headless && s.External == ""
 	want.Version = have.Version // nobody else's change is undone
 	ch, err := c.ReplaceService(ctx, want, false)
 	switch {
@@ -152,6 +157,9 @@ an empty one clears it. Node ports stay with their ports, and the virtual IP wit
 		fmt.Fprintln(stdout, standsFor(ch), "was so before, unchanged")
 	default:
 		fmt.Fprintf(stdout, "%s changed (%s)\n", standsFor(ch), strings.Join(ch.Fields, ", "))
+	}
+	if ch.Note != "" {
+		fmt.Fprintln(stderr, ch.Note)
 	}
 	return exitOK
 }

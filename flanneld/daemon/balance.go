@@ -123,6 +123,7 @@ func (b *balancer) sync(ctx context.Context) {
 	} else {
 		if r := b.kernel.Repairs(); r != b.repairs {
 			b.repairs, b.done = r, rules.Services{} // while rules were missing anything may have begun
+			b.log.Warn("somebody else took away or changed rules of services: they are back")
 		}
 		b.stale = append(b.stale, conntrack.Changed(b.done, b.want)...)
 		b.done = b.want

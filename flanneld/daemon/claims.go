@@ -24,7 +24,8 @@ type claims struct {
 // claim completes want, the service to be (nil: none), and says what must be
 // written along with it so that its addresses and node ports are its own and
 // nobody's any more that it gives up. former is what it was, nil: nothing;
-// unreadable says that former is not what it was. What is refused is an
+// unreadable says that former is not what it was. If want is former only claims
+// that are lost are written. What is refused is an
 // *api.Error or a *service.FieldError, all others are the store's.
 func (n *names) claim(ctx context.Context, former, want, self *service.Service, unreadable bool) (store.Txn, error) {
 	c := claims{store: n.store, prefix: n.cfg.Etcd.Prefix, self: self, seen: map[string]store.KV{}}
@@ -39,7 +40,7 @@ func (n *names) claim(ctx context.Context, former, want, self *service.Service, 
 			return store.Txn{}, err
 		}
 	}
-	if want != nil {
+	if want != nil && want != former {
 		g := n.shown.Load().ground
 		choose := service.Chooser{Prefix: c.prefix, Networks: g.services, Hosts: g.inside, Taken: func(key string) (bool, error) { return c.taken(ctx, key) }}
 		if err := choose.Choose(want, former); err != nil {
@@ -48,6 +49,8 @@ func (n *names) claim(ctx context.Context, former, want, self *service.Service, 
 		if err := want.Validate(); err != nil { // what was chosen and what was asked for may be the same
 			return store.Txn{}, err
 		}
+	}
+	if want != nil {
 		keys = want.Claims(c.prefix)
 	}
 	if few := 8; len(keys)+len(have) > few {

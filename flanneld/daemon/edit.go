@@ -70,8 +70,9 @@ type kind[T any] struct {
 	parse   func(etcdPrefix string, kv store.KV) (*T, error)
 	marshal func(*T) ([]byte, error)
 	// beside is what is written along with a record; it may complete want. nil:
-	// nothing. Its errors are for the client if they are *api.Error or
-	// *service.FieldError, else the store's.
+	// nothing. It is asked about records that stay as they are, too. Its errors
+	// are for the client if they are *api.Error or *service.FieldError, else the
+	// store's.
 	beside func(have, want *T) (store.Txn, error)
 }
 
@@ -82,7 +83,8 @@ func edit[T any](ctx context.Context, n *names, key string, none *T, k kind[T], 
 		return api.Unavailable("etcd is out of reach, nothing was changed: %v", err)
 	}
 	var wrong error
-	_, err := store.Update(ctx, n.store, key, func(kv store.KV) (t store.Txn, err error) {
+	seen := &committed{Store: n.store}
+	_, err := store.Update(ctx, seen, key, func(kv store.KV) (t store.Txn, err error) {
 		var have *T
 		if kv.ModRevision != 0 {
 			if have, err = k.parse(n.cfg.Etcd.Prefix, kv); err != nil {
@@ -95,7 +97,7 @@ func edit[T any](ctx context.Context, n *names, key string, none *T, k kind[T], 
 		case err != nil && !dry:
 			wrong = err
 			return store.Txn{}, err
-		case want == have && (want != nil || kv.ModRevision == 0):
+		case want == have && (dry || have == nil || have == none):
 			return store.Txn{}, nil
 		}
 		if k.beside != nil {
@@ -109,6 +111,9 @@ func edit[T any](ctx context.Context, n *names, key string, none *T, k kind[T], 
 		if dry {
 			return store.Txn{}, nil
 		}
+		if want == have {
+			return t, nil
+		}
 		if want == nil {
 			t.Delete = append(t.Delete, key)
 			return t, nil
@@ -117,10 +122,29 @@ func edit[T any](ctx context.Context, n *names, key string, none *T, k kind[T], 
 		t.Put = append(t.Put, store.Put{Key: key, Value: store.KeepUnknown(value, kv.Value, fields[T]())})
 		return t, err
 	})
-	if err != nil && wrong == nil {
-		return api.Unavailable("etcd did not confirm the change, it may have been made all the same: look before you try again: %v", err)
+	switch {
+	case err == nil || wrong != nil:
+		return err
+	case errors.Is(err, store.ErrConflict):
+		return api.Unavailable("others change the same again and again, nothing was changed: try again: %v", err)
+	case !seen.unsure:
+		return api.Unavailable("etcd could not be read, nothing was changed: %v", err)
 	}
-	return err
+	return api.Unavailable("etcd did not confirm the change, it may have been made all the same: look before you try again: %v", err)
+}
+
+// committed is a store, and whether its last commit may have been made although
+// it was not confirmed.
+type committed struct {
+	store.Store
+	unsure bool
+}
+
+// Commit implements store.Store.
+func (c *committed) Commit(ctx context.Context, t store.Txn) (int64, error) {
+	revision, err := c.Store.Commit(ctx, t)
+	c.unsure = err != nil && !errors.Is(err, store.ErrConflict)
+	return revision, err
 }
 
 // isRefusal tells whether err says what is wrong with a request.

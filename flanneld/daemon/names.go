@@ -113,6 +113,7 @@ type ground struct {
 	hosts    map[string]subnet.Host
 	lives    map[string]bool // identities of hosts
 	leases   []*subnet.Lease
+	guarded  []netip.AddrPort // of TCP, that no container may reach
 	tunnel   []uint16         // UDP ports of the tunnel
 	etcd     []netip.AddrPort // where this host serves or asks it
 	nodes    []netip.Addr     // this host's, at which node ports are
@@ -377,7 +378,7 @@ func (n *names) balance(endpoints []*endpoint.Endpoint) {
 	}
 	n.balancer.states.put(service.State{
 		Tenant: endpoint.DefaultTenant, Host: n.ground.self.Name,
-		Networks: n.ground.services, Hosts: n.ground.inside, Pods: n.ground.pods, Subnets: n.ground.own, Nodes: n.ground.nodes,
+		Networks: n.ground.services, Hosts: n.ground.inside, Guarded: n.ground.guarded, Pods: n.ground.pods, Subnets: n.ground.own, Nodes: n.ground.nodes,
 		Services: n.service.Values, Endpoints: endpoints, Published: n.publication.Values, Dead: n.dead,
 	})
 }

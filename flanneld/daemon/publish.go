@@ -77,7 +77,7 @@ func (n *names) CheckPublication(_ context.Context, p *service.Publication) (not
 	if all, _ := behind(p, show.state); all == 0 {
 		notes = append(notes, fmt.Sprintf("no container of network %s is called %s now: the port leads there as soon as there is one", p.Network, p.Target))
 	}
-	if who := n.listens(g, p); who != "" {
+	if who := listens(g, p.Host, p.Protocol, p.Port); who != "" {
 		notes = append(notes, fmt.Sprintf("%s listens on port %d/%s of %s: connections to it go to %s instead while that is there", who, p.Port, p.Protocol, p.Host, p.Target))
 	}
 	return notes, nil
@@ -106,15 +106,29 @@ func (n *names) uses(g ground, p *service.Publication) string {
 }
 
 // listens names the program that has the port of this host; "" if there is
-// none, or if p is another host's.
-func (n *names) listens(g ground, p *service.Publication) string {
-	if p.Host != g.self.Name || p.Protocol == "sctp" {
+// none, or if the host is another.
+func listens(g ground, host, protocol string, port uint16) string {
+	if host != g.self.Name || protocol == "sctp" {
 		return ""
 	}
 	for _, a := range append(slices.Clone(g.nodes), netip.AddrFrom4([4]byte{127, 0, 0, 1})) {
-		if who := dns.Holder(p.Protocol, netip.AddrPortFrom(a, p.Port)); who != "" {
+		if who := dns.Holder(protocol, netip.AddrPortFrom(a, port)); who != "" {
 			return who
 		}
 	}
 	return ""
+}
+
+// NodePortNotes implements server.Names: of this host.
+func (n *names) NodePortNotes(s *service.Service) (notes []string) {
+	g := n.shown.Load().ground
+	for _, p := range s.Ports {
+		if p.NodePort == 0 || p.NodePort == service.AutoPort {
+			continue
+		}
+		if who := listens(g, g.self.Name, p.Protocol, p.NodePort); who != "" {
+			notes = append(notes, fmt.Sprintf("%s listens on port %d/%s of %s: connections to it go to service %s instead while that is there", who, p.NodePort, p.Protocol, g.self.Name, s.Name))
+		}
+	}
+	return notes
 }

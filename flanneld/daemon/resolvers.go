@@ -62,6 +62,7 @@ func (n *network) tellNames() {
 		g.tunnel = info.Ports
 	}
 	g.etcd = slices.Clone(n.guard)
+	g.guarded = published(n.guards(), n.underlay.Addrs)
 	for _, e := range n.endpoints {
 		_, host, _ := strings.Cut(e, "://")
 		if at, err := netip.ParseAddrPort(host); err == nil { // else it is a name

@@ -34,7 +34,8 @@ type Names interface {
 	Describe(ctx context.Context, tenant, network, name string) (*Described, error)
 	// EditService and EditName read one key from the store, hand what they
 	// found (nil: nothing) to edit, and write what it returns (nil: the key
-	// goes; the same pointer: nothing is written), provided that nobody else
+	// goes; the same pointer: nothing is written, but claims of a service that
+	// are lost), provided that nobody else
 	// wrote the key meanwhile; else again from the start. edit may be called
 	// several times, and its error, but ErrDryRun, is returned as it is. What it
 	// returns of a service is a new one each time and belongs to EditService, which
@@ -43,6 +44,8 @@ type Names interface {
 	// says that nothing was changed.
 	EditService(ctx context.Context, tenant, network, name string, edit func(have *service.Service) (*service.Service, error)) error
 	EditName(ctx context.Context, tenant, network, name string, edit func(have *zone.Name) (*zone.Name, error)) error
+	// NodePortNotes say what may surprise about the node ports of a service.
+	NodePortNotes(s *service.Service) []string
 	// Lookup says what the pod network's view answers to a name (lower case,
 	// without the dot at the end; "" is the root) and why. Names of others are
 	// asked upstream. A name that does not exist is no error; one that nobody

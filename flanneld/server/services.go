@@ -5,6 +5,7 @@ import (
 	"errors"
 	"net/http"
 	"slices"
+	"strings"
 
 	"github.com/flanneld/flanneld/flanneld/api"
 	"github.com/flanneld/flanneld/service"
@@ -29,13 +30,20 @@ func (n *namesAPI) service(r *http.Request) (any, error) {
 	}
 	out := api.ServiceDetail{FQDN: n.serviceName(k), Behind: []api.Behind{}}
 	if r.URL.Query().Get("stored") == "true" {
-		return &out, n.names.EditService(r.Context(), k.tenant, k.network, k.name, func(have *service.Service) (*service.Service, error) {
-			if have == nil {
+		err := n.names.EditService(r.Context(), k.tenant, k.network, k.name, func(have *service.Service) (*service.Service, error) {
+			switch {
+			case have == nil:
 				return nil, noService(k)
+			case damaged(have):
+				return nil, damage(k)
 			}
 			out.Service = Wire(have)
-			return have, nil
+			return have, ErrDryRun
 		})
+		if errors.Is(err, ErrDryRun) {
+			err = nil
+		}
+		return &out, err
 	}
 	d, err := n.names.Describe(r.Context(), k.tenant, k.network, k.name)
 	if err != nil {
@@ -64,6 +72,17 @@ func (n *namesAPI) service(r *http.Request) (any, error) {
 
 func noService(k key) error {
 	return api.NotFound("there is no service %s in network %s: flanneld service list shows them", k.name, k.network)
+}
+
+// damaged tells whether have stands for a record that cannot be read, see
+// Names.EditService. No service that can be read and is of use has nothing.
+func damaged(have *service.Service) bool {
+	return have != nil && len(differences(Wire(have), Wire(&service.Service{}))) == 0
+}
+
+func damage(k key) error {
+	return api.Conflict("the record of service %s is damaged, it cannot be read: nothing was changed; write it anew with flanneld service create %s --replace, or remove it with flanneld service delete %s",
+		k.name, k.name, k.name)
 }
 
 // serviceName is the full name of a service.
@@ -96,13 +115,15 @@ func (n *namesAPI) putService(r *http.Request) (any, error) {
 			ch.Fields = append(ch.Fields, d.field)
 		}
 		ch.Created, ch.Changed = have == nil, have == nil || len(changes) > 0
-		if have != nil && len(differences(Wire(have), Wire(&service.Service{}))) == 0 {
+		if damaged(have) {
 			ch.Note = "there is a record of this name that could not be read, or says nothing: it is replaced"
 		}
 		switch {
 		case !ch.Changed:
 			now = have
 			return have, nil
+		case damaged(have) && query.Get("replace") != "true":
+			return nil, damage(k)
 		case have != nil && query.Get("replace") != "true":
 			return nil, api.Conflict("there is a service %s already, which differs (%s): nothing was changed; add --replace to make it as you say, or delete it first with flanneld service delete %s",
 				k.name, joined(changes, "; "), k.name)
@@ -120,6 +141,13 @@ func (n *namesAPI) putService(r *http.Request) (any, error) {
 	// EditService has filled in what it chose.
 	w := Wire(now)
 	ch.Service, ch.Addresses = &w, w.VirtualIPs
+	if ch.Created || slices.Contains(ch.Fields, "node ports") {
+		notes := n.names.NodePortNotes(now)
+		if ch.Note != "" {
+			notes = append(notes, ch.Note)
+		}
+		ch.Note = strings.Join(notes, "; ")
+	}
 	return &ch, nil
 }
 
@@ -132,7 +160,7 @@ func wanted(body api.Service, have *service.Service) (*service.Service, []differ
 	want := Domain(body)
 	var changes []difference
 	if have != nil {
-		keep(want, have)
+		keep(want, have, body.VirtualIPsAuto)
 	}
 	if err := want.ValidateNew(); err != nil {
 		return nil, nil, err
@@ -149,9 +177,12 @@ func (n *namesAPI) deleteService(r *http.Request) (any, error) {
 		return nil, err
 	}
 	ch := api.Change{Changed: true, FQDN: n.serviceName(k)}
-	return ch, n.names.EditService(r.Context(), k.tenant, k.network, k.name, func(have *service.Service) (*service.Service, error) {
+	return &ch, n.names.EditService(r.Context(), k.tenant, k.network, k.name, func(have *service.Service) (*service.Service, error) {
 		if have == nil {
 			return nil, noService(k)
+		}
+		if ch.Note = ""; damaged(have) {
+			ch.Note = "the record could not be read, or said nothing: it is removed"
 		}
 		return nil, nil
 	})

@@ -81,9 +81,9 @@ func version(s *service.Service) string {
 }
 
 // keep gives want what it leaves to the daemon and have, the service until now,
-// has already: clients may hold on to it.
-func keep(want, have *service.Service) {
-	if !want.Headless && want.External == "" {
+// has already: clients may hold on to it. With anew it gets other addresses.
+func keep(want, have *service.Service, anew bool) {
+	if !anew && !want.Headless && want.External == "" {
 		for _, a := range have.VirtualIPs {
 			if !slices.ContainsFunc(want.VirtualIPs, func(w netip.Addr) bool { return w.Is4() == a.Is4() }) {
 				want.VirtualIPs = append(want.VirtualIPs, a)

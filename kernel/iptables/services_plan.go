@@ -1,12 +1,12 @@
 package iptables
 
 import (
+	"cmp"
 	"encoding/hex"
 	"fmt"
 	"hash/fnv"
 	"net/netip"
 	"slices"
-	"strings"
 
 	"golang.org/x/sys/unix"
 
@@ -21,7 +21,7 @@ const (
 	virtualChain   = servicesPrefix + "-VIP"  // to the networks
 	sourceChain    = servicesPrefix + "-POST" // what was led elsewhere
 	masqChain      = servicesPrefix + "-MASQ" // … by us
-	farChain       = servicesPrefix + "-FAR"  // … from outside, or localhost, to another host
+	farChain       = servicesPrefix + "-FAR"  // … whose answer would come another way
 	itselfChain    = servicesPrefix + "-SELF" // … by a container to itself, perhaps
 	refuseForward  = servicesPrefix + "-FWD"
 	refuseFromHost = servicesPrefix + "-LOCAL"
@@ -121,19 +121,22 @@ func sources(s rules.Services, networks []netip.Prefix, mine []*rules.Frontend, 
 			post.add(fmt.Sprintf("-p %s -m conntrack --ctorigdst %s --ctorigdstport %d", protocol(f.Protocol), f.Addr, f.Port), masq.name)
 		}
 	}
-	fromOutside, elsewhere := "", ""
+	others, own, here, outside := "", "", "", ""
 	for _, p := range prefixesOf(s.Pods, v4) {
-		fromOutside = "! -s " + p.String() + " "
+		outside = " ! -d " + p.String()
 		for _, subnet := range prefixesOf(s.Subnets, v4) {
 			// A masquerade ends when another device leads there, this does not.
 			far.add("-d "+p.String(), "SNAT --to-source "+subnet.Addr().String()+random)
 		}
 	}
 	for _, p := range prefixesOf(s.Subnets, v4) {
-		elsewhere = "! -d " + p.String()
+		others, own, here = "! -s "+p.String(), "-s "+p.String(), " ! -d "+p.String()
 	}
 	far.add("", "MASQUERADE"+random)
-	masq.add(strings.TrimSpace(fromOutside+elsewhere), far.name)
+	masq.add(others+here, far.name)
+	if own != "" {
+		masq.add(own+cmp.Or(outside, here)+" -m addrtype --src-type LOCAL", far.name)
+	}
 	if v4 {
 		masq.add("-s 127.0.0.0/8", "MASQUERADE"+random)
 	}

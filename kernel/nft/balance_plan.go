@@ -143,8 +143,11 @@ func (x fixed) translated() chain {
 		c.add("a container that reaches itself", family(v4), match{src, dst,
 			&expr.Lookup{SourceRegister: reg32, SetName: hairpins.of(v4).name()}}, masq())
 	}
-	for _, p := range x.pods {
-		c.add("from pods", family(p.Addr().Is4()), from(p), leave())
+	for _, own := range x.subnets {
+		for _, p := range ofFamily(x.pods, own.Addr().Is4()) {
+			c.add("between pods, from here", family(own.Addr().Is4()), from(own), to(p), leave())
+		}
+		c.add("from pods of this host to elsewhere", family(own.Addr().Is4()), from(own), notFromThisHost(), leave())
 	}
 	for _, p := range x.subnets {
 		if p.Addr().Is4() {
@@ -154,10 +157,10 @@ func (x fixed) translated() chain {
 	}
 	for _, p := range x.pods {
 		for _, own := range ofFamily(x.subnets, p.Addr().Is4()) {
-			c.add("from outside to pods of other hosts", family(p.Addr().Is4()), to(p), snat(own.Masked().Addr()))
+			c.add("from others to pods of other hosts", family(p.Addr().Is4()), to(p), snat(own.Masked().Addr()))
 		}
 	}
-	c.add("from outside to elsewhere", masq())
+	c.add("from others and this host itself to elsewhere", masq())
 	return c
 }
 

@@ -176,6 +176,13 @@ func daddrType(op expr.CmpOp) match {
 	}
 }
 
+func notFromThisHost() match {
+	return match{
+		&expr.Fib{Register: reg, FlagSADDR: true, ResultADDRTYPE: true},
+		&expr.Cmp{Op: expr.CmpOpNeq, Register: reg, Data: binary.NativeEndian.AppendUint32(nil, unix.RTN_LOCAL)},
+	}
+}
+
 func drop() match    { return match{&expr.Counter{}, &expr.Verdict{Kind: expr.VerdictDrop}} }
 func leave() match   { return match{&expr.Verdict{Kind: expr.VerdictReturn}} }
 func masq() match    { return match{&expr.Masq{FullyRandom: true}} }

@@ -47,6 +47,8 @@ func RunServices(t *testing.T, s ServicesSubject) {
 		"both hosts balance":                                     testBothHosts,
 		"without endpoints it is refused":                        testRefused,
 		"a node port is reached from everywhere":                 testNodePorts,
+		"a node port leads containers of other hosts back":       testNodePortsFromPods,
+		"what the host sends finds back":                         testHostSources,
 		"a node port of IPv4 localhost":                          testLocalhost,
 		"nobody else reaches localhost":                          testNobodyElse,
 		"a node port without endpoints is the host's own":        testOwnServer,

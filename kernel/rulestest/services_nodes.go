@@ -42,6 +42,27 @@ func testNodePorts(t *testing.T, w *world, s ServicesSubject) {
 	}
 }
 
+// testNodePortsFromPods has containers of another host come to ports of this
+// one: what they are led to must not answer past this host.
+func testNodePortsFromPods(t *testing.T, w *world, s ServicesSubject) {
+	const listed = 9091
+	serve(t, w.stranger, "listed", listed)
+	b2 := netnstest.NewNamed(t)
+	w.container(t, w.b, b2, 2, 3)
+	b := openBalancer(t, w, w.a, s)
+	fronts := nodes()
+	for _, f := range both() {
+		fronts = append(fronts, front(rules.Frontend{Addr: f.a, Port: nodePort + 2, Node: true, Slots: []netip.AddrPort{at(f.stranger, listed)}})...)
+	}
+	b.sync(servicesOn(fronts))
+	for _, f := range both() {
+		expectCall(t, "to a container of this host", w.b1, at(f.a, nodePort), server("a1", 0), f.b1)
+		expectCall(t, "to a container on the client's bridge", b2, at(f.a, nodePort+1), server("b1", 1), f.tunnelA)
+		expectCall(t, "to the client itself", w.b1, at(f.a, nodePort+1), server("b1", 1), f.tunnelA)
+		expectCall(t, "to a listed endpoint", w.b1, at(f.a, nodePort+2), "listed:9091", f.a)
+	}
+}
+
 // locally are frontends at 127.0.0.1 that lead to a local and a remote container.
 func locally() []*rules.Frontend {
 	f := both()[0]

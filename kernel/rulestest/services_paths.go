@@ -223,6 +223,36 @@ func testListed(t *testing.T, w *world, s ServicesSubject) {
 	}
 }
 
+// testHostSources has the host send with addresses of its own that nobody
+// outside of the pod network knows a way to: what the route says.
+func testHostSources(t *testing.T, w *world, s ServicesSubject) {
+	const listed = 9092
+	serve(t, w.stranger, "listed", listed)
+	serve(t, w.a, "host", listed)
+	b := openBalancer(t, w, w.a, s)
+	var fronts []*rules.Frontend
+	for _, f := range both() {
+		fronts = append(fronts, f.virtually(1, at(f.stranger, listed))...)
+		fronts = append(fronts, f.virtually(2, slots(f.a2, 0)...)...)
+		fronts = append(fronts, f.virtually(3, slots(f.b1, 1)...)...)
+		fronts = append(fronts, f.virtually(4, at(f.a, listed))...)
+	}
+	b.sync(servicesOn(fronts))
+	for _, f := range both() {
+		for _, own := range []netip.Addr{f.gatewayA, f.tunnelA} {
+			line := "route replace " + f.services().String() + " dev eth0"
+			change(t, w.a, line+" src "+own.String(), line)
+			expectCall(t, "to a listed endpoint", w.a, at(f.virtual(1), port), "listed:9092", f.a)
+			expectCall(t, "to a container of this host", w.a, at(f.virtual(2), port), server("a2", 0), own)
+			expectCall(t, "to a container of another host", w.a, at(f.virtual(3), port), server("b1", 1), own)
+			if who, _, err := call(w.a, "tcp", netip.Addr{}, at(f.virtual(4), port)); err != nil || who != "host:9092" {
+				t.Errorf("%v to the host's own address: %q answers (%v)", own, who, err)
+			}
+		}
+		expectCall(t, "a container to a listed endpoint", w.a1, at(f.virtual(1), port), "listed:9092", f.a1)
+	}
+}
+
 // testSCTP sends the first packet of an association (RFC 9260, 3.3.2) from a
 // raw socket, since kernels may lack sockets of that protocol; what has a
 // wrong checksum does not get far.

@@ -277,9 +277,11 @@ func setAffinity(s *service.Service, texts []string) (err error) {
 	case !timed:
 		s.Affinity = usualAffinity
 	default:
-		s.Affinity, err = seconds(text)
+		if s.Affinity, err = seconds(text); err != nil || s.Affinity > service.MaxAffinity {
+			return &ValueError{t, fmt.Sprintf("give a time of whole seconds, at most %dh (7 days), such as client-ip=3h", service.MaxAffinity/3600)}
+		}
 	}
-	return err
+	return nil
 }
 
 // seconds reads a time, such as 90s, 1h30m or 90, as a number of whole seconds.

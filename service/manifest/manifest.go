@@ -107,7 +107,7 @@ func Parse(text []byte) (File, []*Error) {
 			break
 		}
 		if err != nil {
-			r.errs = append(r.errs, syntax(err))
+			r.errs = append(r.errs, syntax(err, text))
 			break
 		}
 		for _, n := range doc.Content {
@@ -123,11 +123,20 @@ func Parse(text []byte) (File, []*Error) {
 }
 
 // syntax is an error of the YAML library, whose texts are "yaml: line 3: …".
-func syntax(err error) *Error {
+func syntax(err error, text []byte) *Error {
 	e := &Error{Line: 1, Remedy: strings.TrimPrefix(err.Error(), "yaml: ")}
 	if m := regexp.MustCompile(`^line (\d+): `).FindStringSubmatch(e.Remedy); m != nil {
 		e.Line, _ = strconv.Atoi(m[1]) // digits
 		e.Remedy = e.Remedy[len(m[0]):]
+	}
+	if strings.Contains(e.Remedy, "tab character") || strings.Contains(e.Remedy, "cannot start any token") {
+		lines := strings.Split(string(text), "\n")
+		for line := e.Line; line <= min(e.Line+1, len(lines)); line++ { // the library tells of either
+			said := lines[line-1]
+			if indent := said[:len(said)-len(strings.TrimLeft(said, " \t"))]; strings.Contains(indent, "\t") {
+				return &Error{Line: line, Remedy: "indent with spaces, YAML has no tabs"}
+			}
+		}
 	}
 	e.Remedy = "is neither YAML nor JSON: " + clean(e.Remedy)
 	return e
