@@ -199,3 +199,32 @@ func FuzzChoose(f *testing.F) {
 		}
 	})
 }
+
+func TestEndpointsInsideTheNetworkOfServicesAreRefused(t *testing.T) {
+	c := Chooser{Networks: []netip.Prefix{netip.MustParsePrefix("10.0.0.0/16"), netip.MustParsePrefix("fd00::/112")}, Hosts: []netip.Addr{netip.MustParseAddr("10.0.0.40")},
+		Taken: func(string) (bool, error) { return false, nil }}
+	with := func(headless bool, list ...string) *Service {
+		s := &Service{Headless: headless}
+		for _, a := range list {
+			s.Endpoints = append(s.Endpoints, netip.MustParseAddr(a))
+		}
+		return s
+	}
+	for _, tc := range []struct {
+		s, former *Service
+		says      string
+	}{
+		{with(false, "192.0.2.7", "10.1.0.1"), nil, ""},
+		{with(false, "192.0.2.7", "10.0.0.30"), nil, "Endpoints = 10.0.0.30: is inside the network of services 10.0.0.0/16: list the containers' or servers' own addresses"},
+		{with(false, "10.0.0.10"), nil, "Endpoints = 10.0.0.10: is inside"},
+		{with(false, "fd00::a"), nil, "Endpoints = fd00::a: is inside the network of services fd00::/112"},
+		{with(false, "10.0.0.40"), nil, ""}, // a host's own
+		{with(false, "10.0.0.30"), with(false, "10.0.0.30"), ""},
+		{with(false, "10.0.0.30"), with(true, "10.0.0.30"), "is inside"},
+		{with(true, "10.0.0.30"), nil, ""},
+	} {
+		if err := c.Choose(tc.s, tc.former); (err == nil) != (tc.says == "") || err != nil && !strings.Contains(err.Error(), tc.says) {
+			t.Errorf("%v, headless %v: %v, want %q", tc.s.Endpoints, tc.s.Headless, err, tc.says)
+		}
+	}
+}

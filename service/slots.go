@@ -2,6 +2,7 @@ package service
 
 import (
 	"cmp"
+	"errors"
 	"fmt"
 	"net/netip"
 	"slices"
@@ -101,7 +102,7 @@ func (f *filling) next(p *Port) {
 
 func (f *filling) problem(format string, args ...any) {
 	text := fmt.Sprintf(format, args...)
-	if slices.ContainsFunc(f.problems, func(err error) bool { p, ok := err.(*Problem); return ok && p.Text == text }) {
+	if slices.ContainsFunc(f.problems, func(err error) bool { p, ok := errors.AsType[*Problem](err); return ok && p.Text == text }) {
 		return // of another family, or another way to count
 	}
 	f.problems = append(f.problems, &Problem{Service: f.taker.service, Published: f.taker.published, Text: text})

@@ -47,7 +47,7 @@ understood as far as they have something here; what is ignored is named. All is 
 		fmt.Fprintln(stderr, "flanneld:", err)
 		return exitFailure
 	}
-	a := applier{client: c, stdout: stdout, stderr: stderr, name: *path}
+	a := applier{client: c, stdout: stdout, stderr: stderr, name: *path, noted: map[string]bool{}}
 	if a.name == "-" {
 		a.name = "standard input"
 	}
@@ -85,6 +85,7 @@ type applier struct {
 	client         *api.Client
 	stdout, stderr io.Writer
 	name           string // of the file
+	noted          map[string]bool
 }
 
 // apply asks first what would become of each service, and makes them if all of
@@ -113,8 +114,10 @@ func (a applier) each(ctx context.Context, file manifest.File, dry bool, report 
 		w.Version = "" // of whatever is there
 		ch, err := a.client.ReplaceService(ctx, w, dry)
 		if err == nil {
-			if report(ch); dry && ch.Note != "" {
-				fmt.Fprintf(a.stderr, "%s: line %d: service %s: %s\n", a.name, p.Line, p.Service.Name, ch.Note)
+			note := fmt.Sprintf("%s: line %d: service %s: %s", a.name, p.Line, p.Service.Name, ch.Note)
+			if report(ch); ch.Note != "" && !a.noted[note] {
+				fmt.Fprintln(a.stderr, note)
+				a.noted[note] = true
 			}
 			continue
 		}

@@ -148,7 +148,7 @@ func serviceDelete(ctx context.Context, c *api.Client, args []string, stdout, st
 		return refused(stderr, err)
 	}
 	if ch.Note != "" {
-		fmt.Fprintln(stderr, ch.Note)
+		fmt.Fprintln(stderr, "note:", ch.Note)
 	}
 	return exitOK
 }

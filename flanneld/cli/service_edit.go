@@ -99,7 +99,7 @@ func serviceCreate(ctx context.Context, c *api.Client, args []string, stdout, st
 		fmt.Fprintln(stdout, standsFor(ch))
 	}
 	if ch.Note != "" {
-		fmt.Fprintln(stderr, ch.Note)
+		fmt.Fprintln(stderr, "note:", ch.Note)
 	}
 	return exitOK
 }
@@ -159,7 +159,7 @@ an empty one clears it. Node ports stay with their ports, and the virtual IP wit
 		fmt.Fprintf(stdout, "%s changed (%s)\n", standsFor(ch), strings.Join(ch.Fields, ", "))
 	}
 	if ch.Note != "" {
-		fmt.Fprintln(stderr, ch.Note)
+		fmt.Fprintln(stderr, "note:", ch.Note)
 	}
 	return exitOK
 }

@@ -1,6 +1,7 @@
 package cli
 
 import (
+	"fmt"
 	"os"
 	"path/filepath"
 	"strings"
@@ -47,6 +48,7 @@ func TestWhatWasChosenIsShownAndWhatExistsIsSaidToExist(t *testing.T) {
 		putWeb + "?replace=true":                   api.Change{Changed: true, FQDN: "web.default.svc.cluster.local", Addresses: ips("10.0.0.206", "fd00::9"), Service: &made},
 		"PUT /v1/services/default/default/outside": outside,
 		"PUT /v1/services/default/default/taken":   taken,
+		"PUT /v1/services/default/default/busy":    api.Change{Changed: true, Created: true, FQDN: "busy.default.svc.cluster.local", Note: "nginx listens on port 30080/tcp of host1"},
 	})
 	for line, want := range map[string]struct {
 		code      int
@@ -55,6 +57,7 @@ func TestWhatWasChosenIsShownAndWhatExistsIsSaidToExist(t *testing.T) {
 		"service create same --port 80 --selector a=b":          {exitOK, "same.default.svc.cluster.local 10.0.0.9 exists already, unchanged\n", ""},
 		"service create web --port 80 --selector a=b":           {exitFailure, "", "flanneld: " + conflict.Message + "\n"},
 		"service create web --port 80 --selector a=b --replace": {exitOK, "web.default.svc.cluster.local 10.0.0.206 fd00::9, node port http=31234/tcp\n", ""},
+		"service create busy --port 80 --selector a=b":          {exitOK, "busy.default.svc.cluster.local\n", "note: nginx listens on port 30080/tcp of host1\n"},
 		"service create outside --port 80 --selector a=b":       {exitUsage, "", "flanneld: VirtualIPs \"192.0.2.1\": must be in 10.0.0.0/16, the network of services (--ip)\n"},
 		"service create taken --port 80 --selector a=b":         {exitFailure, "", "flanneld: " + taken.Message + " (--node-port)\n"},
 	} {
@@ -86,6 +89,8 @@ func TestUpdateChangesWhatIsGiven(t *testing.T) {
 		"--endpoint 192.0.2.7 --selector=":        func(s *api.Service) { s.Selector, s.Endpoints = nil, ips("192.0.2.7") },
 		"--headless --affinity none --node-port=": func(s *api.Service) { s.Headless, s.VirtualIPs, s.Affinity, s.Ports[0].NodePort = true, nil, 0, 0 },
 		"--ip 10.0.0.10":                          func(s *api.Service) { s.VirtualIPs = ips("10.0.0.10") },
+		"--ip=":                                   func(s *api.Service) { s.VirtualIPs, s.VirtualIPsAuto = nil, true },
+		"--headless --affinity= --node-port= --ip=": func(s *api.Service) { s.Headless, s.VirtualIPs, s.Affinity, s.Ports[0].NodePort = true, nil, 0, 0 },
 	} {
 		want := have()
 		change(&want)
@@ -101,7 +106,9 @@ func TestUpdateChangesWhatIsGiven(t *testing.T) {
 		}
 	}
 	c, _ := client(t, map[string]any{stored: api.ServiceDetail{Service: have()}, putWeb + "?replace=true": api.Change{FQDN: "web.default.svc.cluster.local"},
-		"GET /v1/services/default/default/no?stored=true": api.NotFound("there is no service no in network default")})
+		"GET /v1/services/default/default/bare?stored=true":  api.ServiceDetail{Service: api.Service{Tenant: "default", Network: "default", Name: "bare", Ports: have().Ports}},
+		"PUT /v1/services/default/default/bare?replace=true": api.Change{Changed: true, FQDN: "bare.default.svc.cluster.local", Fields: []string{"local"}},
+		"GET /v1/services/default/default/no?stored=true":    api.NotFound("there is no service no in network default")})
 	for line, want := range map[string]struct {
 		code int
 		says string
@@ -109,6 +116,8 @@ func TestUpdateChangesWhatIsGiven(t *testing.T) {
 		"web --local cluster":          {exitOK, "web.default.svc.cluster.local was so before, unchanged\n"},
 		"no --local cluster":           {exitFailure, "flanneld: there is no service no in network default\n"},
 		"web":                          {exitUsage, "nothing to change"},
+		"web --selector=":              {exitUsage, "nothing would belong to the service: give labels to select containers by, or addresses as endpoints (--selector)"},
+		"bare --local local":           {exitOK, "changed (local)"},
 		"web --port=":                  {exitUsage, "Ports: is missing"},
 		"web --balance hash":           {exitUsage, "Affinity = 60 s: must be none if Balance is hash, which sends a client to one endpoint by itself (--affinity)"},
 		"web --node-port 30080":        {exitUsage, "as in http=30080"},
@@ -164,6 +173,8 @@ func TestMistypedServiceCommandsSayWhatToType(t *testing.T) {
 		web + "--node-port auto --headless":                      "must be none if Headless is true (--node-port)",
 		web + "--affinity cookie":                                "client-ip=3h",
 		web + "--affinity client-ip=8d":                          "whole seconds",
+		web + "--affinity client-ip=99999999h":                   `--affinity "client-ip=99999999h": give a time of whole seconds, at most 168h (7 days), such as client-ip=3h`,
+		web + "--affinity client-ip=200h":                        `--affinity "client-ip=200h": give a time of whole seconds, at most 168h (7 days)`,
 		web + "--affinity client-ip --affinity none":             "is one too many",
 		web + "--affinity client-ip --balance hash":              "must be none if Balance is hash",
 		web + "--balance fair":                                   "random, round-robin or hash (--balance)",
@@ -202,9 +213,29 @@ func TestEveryServiceCommandHasHelpWithAnExample(t *testing.T) {
 }
 
 func TestServiceIsDeleted(t *testing.T) {
-	c, _ := client(t, map[string]any{"DELETE /v1/services/default/default/web": api.Change{Changed: true}})
-	if code, out, errs := do(t, c, "service delete web"); code != exitOK || out != "" || errs != "" {
-		t.Errorf("exit code %d, %q, %q", code, out, errs)
+	c, _ := client(t, map[string]any{"DELETE /v1/services/default/default/web": api.Change{Changed: true},
+		"DELETE /v1/services/default/default/odd": api.Change{Changed: true, Note: "the record could not be read"}})
+	for name, note := range map[string]string{"web": "", "odd": "note: the record could not be read\n"} {
+		if code, out, errs := do(t, c, "service delete "+name); code != exitOK || out != "" || errs != note {
+			t.Errorf("%s: exit code %d, %q, %q", name, code, out, errs)
+		}
+	}
+}
+
+func TestListOfServicesWithVeryMuchStaysReadable(t *testing.T) {
+	var s api.Service
+	for i := range 1001 {
+		s.Endpoints = append(s.Endpoints, ips(fmt.Sprintf("192.0.%d.%d", i/200, i%200+1))...)
+	}
+	for i := range uint16(4) {
+		s.Ports = append(s.Ports, api.Port{Name: fmt.Sprint("p", i), Port: 80 + i, Protocol: "tcp", NodePort: 30080 + i})
+	}
+	var out strings.Builder
+	printServices(&out, []api.Service{s})
+	for _, want := range []string{"  192.0.0.1 192.0.0.2 192.0.0.3 and 998 more  ", "  p0=80/tcp, p1=81/tcp, p2=82/tcp and 1 more  ", "p2=30082/tcp and 1 more  "} {
+		if !strings.Contains(out.String(), want) {
+			t.Errorf("%q is not in\n%s", want, out.String())
+		}
 	}
 }
 
@@ -303,6 +334,10 @@ func TestFileIsAppliedAfterAllOfItWasChecked(t *testing.T) {
 	d.asked = nil
 	delete(answers, "PUT /v1/services/default/default/web?dry_run=true&replace=true")
 	answers["PUT /v1/services/default/default/cache?dry_run=true&replace=true"] = &api.Error{Status: 400, Field: "VirtualIPs", Message: "VirtualIPs = 10.0.0.7: must be in 10.9.0.0/16, the network of services"}
+	if code := try("one is refused, only to see", "-f", path, "--dry-run"); code != exitUsage || len(d.asked) != 3 {
+		t.Errorf("exit code %d, asked %q", code, d.asked)
+	}
+	d.asked = nil
 	if code := try("two are refused", "-f", path); code != exitUsage || len(d.asked) != 3 {
 		t.Errorf("exit code %d, asked %q", code, d.asked)
 	}
@@ -321,6 +356,10 @@ func TestFileWithMistakesChangesNothing(t *testing.T) {
 		if code != exitUsage || !strings.Contains(errs.String(), says) || !strings.Contains(errs.String(), "nothing was changed") {
 			t.Errorf("%q: exit code %d, said %q", text, code, errs.String())
 		}
+	}
+	dir := t.TempDir()
+	if code, _, errs := do(t, c, "apply -f "+dir); code != exitFailure || errs != "flanneld: "+dir+" is a directory: give a file, or - for standard input\n" {
+		t.Errorf("exit code %d, said %q", code, errs)
 	}
 	for line, want := range map[string]int{"apply": exitUsage, "apply services.yaml": exitUsage, "apply -f /nonexistent/services.yaml": exitFailure} {
 		if code, _, errs := do(t, c, line); code != want || !strings.Contains(errs, "file") && !strings.Contains(errs, "services.yaml") {

@@ -106,6 +106,16 @@ func choose(s *service.Service) {
 	}
 }
 
+// NodePortNotes: a program has port 30080.
+func (b *book) NodePortNotes(s *service.Service) (notes []string) {
+	for _, p := range s.Ports {
+		if p.NodePort == 30080 {
+			notes = append(notes, "nginx listens on port 30080")
+		}
+	}
+	return notes
+}
+
 // Describe knows of one endpoint that is ready, and of one that is not.
 func (b *book) Describe(_ context.Context, tenant, network, name string) (*Described, error) {
 	b.mu.Lock()

@@ -30,7 +30,7 @@ func (n *namesAPI) service(r *http.Request) (any, error) {
 	}
 	out := api.ServiceDetail{FQDN: n.serviceName(k), Behind: []api.Behind{}}
 	if r.URL.Query().Get("stored") == "true" {
-		err := n.names.EditService(r.Context(), k.tenant, k.network, k.name, func(have *service.Service) (*service.Service, error) {
+		return &out, n.names.EditService(r.Context(), k.tenant, k.network, k.name, func(have *service.Service) (*service.Service, error) {
 			switch {
 			case have == nil:
 				return nil, noService(k)
@@ -40,10 +40,6 @@ func (n *namesAPI) service(r *http.Request) (any, error) {
 			out.Service = Wire(have)
 			return have, ErrDryRun
 		})
-		if errors.Is(err, ErrDryRun) {
-			err = nil
-		}
-		return &out, err
 	}
 	d, err := n.names.Describe(r.Context(), k.tenant, k.network, k.name)
 	if err != nil {
@@ -119,6 +115,9 @@ func (n *namesAPI) putService(r *http.Request) (any, error) {
 			ch.Note = "there is a record of this name that could not be read, or says nothing: it is replaced"
 		}
 		switch {
+		case !ch.Changed && dry:
+			now = have
+			return have, ErrDryRun
 		case !ch.Changed:
 			now = have
 			return have, nil

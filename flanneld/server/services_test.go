@@ -33,10 +33,10 @@ func TestServiceIsMadeListedAndDeleted(t *testing.T) {
 	if s.Ports[1].Target != 5353 || s.Selector["app"] != "sample" || fmt.Sprint(s.Endpoints) != "[192.0.2.7 192.0.2.8]" || *s.State != (api.ServiceState{Endpoints: 2, LeftOut: 1}) {
 		t.Errorf("%+v", s)
 	}
-	if err := c.DeleteService(t.Context(), "default", "default", "frontend"); err != nil || len(b.services) != 0 {
-		t.Errorf("%v, left %v", err, b.services)
+	if ch, err := c.DeleteService(t.Context(), "default", "default", "frontend"); err != nil || ch.Note != "" || len(b.services) != 0 {
+		t.Errorf("%+v, %v, left %v", ch, err, b.services)
 	}
-	if err := c.DeleteService(t.Context(), "default", "default", "frontend"); status(err) != http.StatusNotFound || !strings.Contains(err.Error(), "flanneld service list") {
+	if _, err := c.DeleteService(t.Context(), "default", "default", "frontend"); status(err) != http.StatusNotFound || !strings.Contains(err.Error(), "flanneld service list") {
 		t.Errorf("got %v", err)
 	}
 }
@@ -164,6 +164,48 @@ func TestWhatTheDaemonChoseStaysWhenAServiceIsReplaced(t *testing.T) {
 	}
 }
 
+func TestOtherAddressesAreChosenIfThatIsAskedFor(t *testing.T) {
+	b := newBook()
+	c := client(t, b)
+	if _, err := c.CreateService(t.Context(), everything()); err != nil {
+		t.Fatal(err)
+	}
+	s := everything()
+	s.VirtualIPs, s.VirtualIPsAuto = nil, true
+	if ch, err := c.ReplaceService(t.Context(), s, true); err != nil || !slices.Equal(ch.Fields, []string{"virtual ip"}) || b.writes != 1 {
+		t.Errorf("%+v, %v, %d writes", ch, err, b.writes)
+	}
+	if ch, err := c.ReplaceService(t.Context(), s, false); err != nil || !slices.Equal(ch.Fields, []string{"virtual ip"}) || fmt.Sprint(ch.Addresses) != "[10.0.0.99]" {
+		t.Errorf("%+v, %v", ch, err)
+	}
+}
+
+func TestProgramAtANodePortIsNotedWhenThePortIsNew(t *testing.T) {
+	b := newBook()
+	c := client(t, b)
+	const note = "nginx listens on port 30080"
+	s := frontend()
+	s.Ports[0].NodePort = 30080
+	if ch, err := c.ReplaceService(t.Context(), s, true); err != nil || ch.Note != note {
+		t.Errorf("only to see: %+v, %v", ch, err)
+	}
+	if ch, err := c.CreateService(t.Context(), s); err != nil || ch.Note != note {
+		t.Errorf("made: %+v, %v", ch, err)
+	}
+	s.Selector = map[string]string{"a": "b"}
+	if ch, err := c.ReplaceService(t.Context(), s, false); err != nil || ch.Note != "" {
+		t.Errorf("another selector: %+v, %v", ch, err)
+	}
+	s.Ports[0].NodePort = 0
+	if ch, err := c.ReplaceService(t.Context(), s, false); err != nil || ch.Note != "" {
+		t.Errorf("given up: %+v, %v", ch, err)
+	}
+	s.Ports[0].NodePort = 30080
+	if ch, err := c.ReplaceService(t.Context(), s, false); err != nil || ch.Note != note {
+		t.Errorf("again: %+v, %v", ch, err)
+	}
+}
+
 func TestDryRunSaysWhatWouldBeAndWritesNothing(t *testing.T) {
 	b := newBook()
 	c := client(t, b)
@@ -194,9 +236,17 @@ func TestToReplaceAServiceThatCannotBeReadIsSaid(t *testing.T) {
 	b := newBook()
 	c := client(t, b)
 	b.services["default/default/frontend"] = &service.Service{Tenant: "default", Network: "default", Name: "frontend"} // as EditService has it
-	if _, err := c.CreateService(t.Context(), frontend()); status(err) != http.StatusConflict {
+	const cure = "the record of service frontend is damaged, it cannot be read: nothing was changed; write it anew with flanneld service create frontend --replace, or remove it with flanneld service delete frontend"
+	if _, err := c.CreateService(t.Context(), frontend()); status(err) != http.StatusConflict || err.Error() != cure {
 		t.Errorf("got %v", err)
 	}
+	if _, err := c.StoredService(t.Context(), "default", "default", "frontend"); status(err) != http.StatusConflict || err.Error() != cure {
+		t.Errorf("got %v", err)
+	}
+	if ch, err := c.DeleteService(t.Context(), "default", "default", "frontend"); err != nil || !strings.Contains(ch.Note, "could not be read") || len(b.services) != 0 {
+		t.Errorf("%+v, %v, left %v", ch, err, b.services)
+	}
+	b.services["default/default/frontend"] = &service.Service{Tenant: "default", Network: "default", Name: "frontend"}
 	if ch, err := c.ReplaceService(t.Context(), frontend(), false); err != nil || !strings.Contains(ch.Note, "could not be read") {
 		t.Errorf("%+v, %v", ch, err)
 	}
@@ -224,7 +274,7 @@ func TestNobodysChangeIsUndoneByOneMadeMeanwhile(t *testing.T) {
 	if _, err := c.ReplaceService(t.Context(), mine, false); status(err) != http.StatusPreconditionFailed || !strings.Contains(err.Error(), "nothing was changed") || b.services["default/default/frontend"].Affinity != 0 {
 		t.Errorf("got %v", err)
 	}
-	if err := c.DeleteService(t.Context(), "default", "default", "frontend"); err != nil {
+	if _, err := c.DeleteService(t.Context(), "default", "default", "frontend"); err != nil {
 		t.Fatal(err)
 	}
 	if _, err := c.ReplaceService(t.Context(), mine, false); status(err) != http.StatusPreconditionFailed || len(b.services) != 0 {

@@ -134,8 +134,8 @@ func sources(s rules.Services, networks []netip.Prefix, mine []*rules.Frontend, 
 	}
 	far.add("", "MASQUERADE"+random)
 	masq.add(others+here, far.name)
-	if own != "" {
-		masq.add(own+cmp.Or(outside, here)+" -m addrtype --src-type LOCAL", far.name)
+	if own != "" { // the first address of an IPv6 subnet is anycast (RFC 4291, 2.6.1)
+		masq.add(own+cmp.Or(outside, here)+" -m addrtype --src-type LOCAL,ANYCAST", far.name)
 	}
 	if v4 {
 		masq.add("-s 127.0.0.0/8", "MASQUERADE"+random)

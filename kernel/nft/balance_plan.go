@@ -147,7 +147,7 @@ func (x fixed) translated() chain {
 		for _, p := range ofFamily(x.pods, own.Addr().Is4()) {
 			c.add("between pods, from here", family(own.Addr().Is4()), from(own), to(p), leave())
 		}
-		c.add("from pods of this host to elsewhere", family(own.Addr().Is4()), from(own), notFromThisHost(), leave())
+		c.add("from pods of this host to elsewhere", family(own.Addr().Is4()), from(own), fromUnicast(), leave())
 	}
 	for _, p := range x.subnets {
 		if p.Addr().Is4() {

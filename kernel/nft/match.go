@@ -176,10 +176,13 @@ func daddrType(op expr.CmpOp) match {
 	}
 }
 
-func notFromThisHost() match {
+// fromUnicast matches sources that are no address of this host: the first one
+// of an IPv6 subnet counts as anycast, whether this host has it or not (RFC
+// 4291, 2.6.1).
+func fromUnicast() match {
 	return match{
 		&expr.Fib{Register: reg, FlagSADDR: true, ResultADDRTYPE: true},
-		&expr.Cmp{Op: expr.CmpOpNeq, Register: reg, Data: binary.NativeEndian.AppendUint32(nil, unix.RTN_LOCAL)},
+		&expr.Cmp{Op: expr.CmpOpEq, Register: reg, Data: binary.NativeEndian.AppendUint32(nil, unix.RTN_UNICAST)},
 	}
 }
 

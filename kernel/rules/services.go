@@ -13,9 +13,11 @@ import (
 //
 // A connection is looked at when it begins, from containers, from this host
 // itself and from outside; it keeps its endpoint while others come and go. The
-// source stays the client's, but where the answer would not come back this way:
-// it is this host's own for a container that reaches itself, for 127.0.0.0/8,
-// and for a client outside Pods whose endpoint is outside Subnets.
+// source stays the client's, but where the answer would not come back this way.
+// It is this host's own for a container that reaches itself, for 127.0.0.0/8,
+// for a client outside Subnets whose endpoint is outside them too (towards Pods
+// the first address of Subnets), and for this host itself towards an endpoint
+// outside Pods, whatever address of its own it sends from.
 type Services struct {
 	// Networks hold the virtual addresses, at most one per family. What goes to
 	// an address in them that no Frontend takes, and that is neither this host's

@@ -210,7 +210,7 @@ func TestMistakesAreToldWithLineFieldAndRemedy(t *testing.T) {
 		own + "port: 80\nheadless: true\nnode-port: auto":    "line 6: node-port = auto: must be none if Headless is true",
 		own + "port: 80\nheadless: maybe":                    `line 5: headless = "maybe": give true or false`,
 		own + "port: 80\naffinity: cookie":                   `line 5: affinity = "cookie": use client-ip`,
-		own + "port: 80\naffinity: client-ip=200h":           "line 5: affinity = 720000 s: must be from 1 to 604800 seconds",
+		own + "port: 80\naffinity: client-ip=200h":           `line 5: affinity = "client-ip=200h": give a time of whole seconds, at most 168h (7 days)`,
 		own + "port: 80\naffinity: client-ip\nbalance: hash": "line 5: affinity = 10800 s: must be none if Balance is hash",
 		own + "port: 80\naffinity: [client-ip, none]":        "line 5: affinity: must be as on the command line",
 		own + "port: 80\nlocal: node":                        `line 5: local = "node": must be cluster, local or prefer-local`,
@@ -325,4 +325,19 @@ func FuzzParse(f *testing.F) {
 			}
 		}
 	})
+}
+
+func TestTabsAreToldApartFromOtherMistakes(t *testing.T) {
+	const tabs = "indent with spaces, YAML has no tabs"
+	for text, says := range map[string]string{
+		"kind: Service\nselector:\n\tapp: x\n":         "line 3: " + tabs,
+		"kind: Service\nselector:\n  app: x\n\ty: z\n": "line 4: " + tabs,
+		"\tkind: Service\n":                            "line 1: " + tabs,
+		"kind: Service\nname: @a\n":                    "line 2: is neither YAML nor JSON: found character that cannot start any token",
+		"{\n\t\"kind\": \"Service\"\n\t\"x\": 1}":      "is neither YAML nor JSON: did not find expected",
+	} {
+		if _, errs := Parse([]byte(text)); len(errs) != 1 || !strings.Contains(errs[0].Error(), says) {
+			t.Errorf("%q: %v", text, errs)
+		}
+	}
 }

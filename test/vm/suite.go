@@ -23,7 +23,7 @@ func suite() []entry {
 		{lane: 0, pkg: "backend/ipip", tests: driver, why: "IPIP, SIT and IPv6 in IPv6"},
 		{lane: 0, pkg: "test/e2e", tests: "ServicesOnOneHost", why: "bridged packets pass the rules only with br_netfilter, which is a module in there"},
 		{lane: 1, pkg: "backend/wireguard", tests: driver, why: "WireGuard in the kernel"},
-		{lane: 1, pkg: "backend/vxlan", tests: "^TestContract$/^Dual$", why: "the driver that most use, under the kernel that most have"},
+		{lane: 0, pkg: "backend/vxlan", tests: "^TestContract$/^Dual$", why: "the driver that most use, under the kernel that most have"},
 		{lane: 1, pkg: "kernel/nft", skip: "Contract/each|Contract/forged|Contract/tunnel_packets", why: "what an older nf_tables refuses"},
 		{lane: 1, pkg: "kernel/iptables", tests: "Contract/^legacy$/^(nothing|pods_are|removal|a_second)|Legacy", without: "nf_tables",
 			why: "iptables in modules, without tests that wait for packets that must not come: test/e2e sends some"},
