@@ -76,7 +76,7 @@ func (k *taker) selects(e *endpoint.Endpoint) bool {
 // result be.
 func (t *Table) Build(s State) (rules.Services, []error) {
 	old := t.state
-	gone, come := changes(old.Endpoints, s.Endpoints, func(a, b *endpoint.Endpoint) int {
+	gone, come := store.Changes(old.Endpoints, s.Endpoints, func(a, b *endpoint.Endpoint) int {
 		return cmp.Or(strings.Compare(a.Tenant, b.Tenant), compareInside(a, b))
 	})
 	// Where many change at once, a label that most have makes it cheaper to begin anew.
@@ -142,30 +142,9 @@ func nodes(s *State) []netip.Addr {
 	return slices.Compact(list)
 }
 
-// changes compares by pointers. The lists are sorted by key, by which order
-// merges them; were they not, more would be gone and come than need be.
-func changes[T any](old, list []*T, order func(a, b *T) int) (gone, come []*T) {
-	front, back := store.Unchanged(old, list, func(a, b **T) bool { return *a == *b })
-	old, list = old[front:len(old)-back], list[front:len(list)-back]
-	for len(old) > 0 && len(list) > 0 {
-		if old[0] == list[0] {
-			old, list = old[1:], list[1:]
-			continue
-		}
-		o := order(old[0], list[0])
-		if o <= 0 {
-			gone, old = append(gone, old[0]), old[1:]
-		}
-		if o >= 0 {
-			come, list = append(come, list[0]), list[1:]
-		}
-	}
-	return append(gone, old...), append(come, list...)
-}
-
 // changeTakers takes away those that are gone, and returns those that came.
 func (t *Table) changeTakers(old *State) ([]*Service, []*Publication) {
-	gone, come := changes(old.Services, t.state.Services, func(a, b *Service) int {
+	gone, come := store.Changes(old.Services, t.state.Services, func(a, b *Service) int {
 		return cmp.Or(strings.Compare(a.Tenant, b.Tenant), strings.Compare(a.Network, b.Network), strings.Compare(a.Name, b.Name))
 	})
 	for _, s := range gone {
@@ -174,7 +153,7 @@ func (t *Table) changeTakers(old *State) ([]*Service, []*Publication) {
 			t.drop(k)
 		}
 	}
-	unpublished, published := changes(old.Published, t.state.Published, func(a, b *Publication) int {
+	unpublished, published := store.Changes(old.Published, t.state.Published, func(a, b *Publication) int {
 		return cmp.Or(strings.Compare(a.Tenant, b.Tenant), strings.Compare(a.Host, b.Host),
 			strings.Compare(a.Protocol, b.Protocol), cmp.Compare(a.Port, b.Port))
 	})

@@ -10,6 +10,7 @@ import (
 
 	"github.com/flanneld/flanneld/endpoint"
 	"github.com/flanneld/flanneld/service"
+	"github.com/flanneld/flanneld/store"
 )
 
 // Builder makes a Zone from each State. Its zero value is ready; it belongs to
@@ -134,30 +135,20 @@ type changes[T any] struct {
 
 func (c changes[T]) none() bool { return len(c.removed)+len(c.added)+len(c.touched) == 0 }
 
-// diff compares by pointers. The lists are sorted by key, by which order
-// merges them; were they not, more would be removed and added than need be.
+// diff is store.Changes, with those that stayed of which touched says so.
 func diff[T any](old, list []*T, order func(a, b *T) int, touched func(*T) bool) (c changes[T]) {
-	i, j := 0, 0
-	for i < len(old) && j < len(list) {
-		if old[i] == list[j] {
-			if touched != nil && touched(old[i]) {
-				c.touched = append(c.touched, old[i])
-			}
-			i, j = i+1, j+1
-			continue
-		}
-		o := order(old[i], list[j])
-		if o <= 0 {
-			c.removed = append(c.removed, old[i])
-			i++
-		}
-		if o >= 0 {
-			c.added = append(c.added, list[j])
-			j++
+	c.removed, c.added = store.Changes(old, list, order)
+	if touched == nil {
+		return c
+	}
+	added := c.added
+	for _, e := range list {
+		if len(added) > 0 && added[0] == e {
+			added = added[1:]
+		} else if touched(e) {
+			c.touched = append(c.touched, e)
 		}
 	}
-	c.removed = append(c.removed, old[i:]...)
-	c.added = append(c.added, list[j:]...)
 	return c
 }
 

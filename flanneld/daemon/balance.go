@@ -36,6 +36,7 @@ type balancer struct {
 	done    rules.Services    // what the kernel was last made to hold
 	repairs uint64            // of it until then, of others' deeds
 	stale   []*rules.Frontend // not handed to changed yet
+	need    balanceNeeds      // what follows from want
 	asked   *balanceNeeds     // nil: nothing yet
 	trouble string
 
@@ -107,15 +108,15 @@ func (b *balancer) take(s service.State) {
 	if len(want.Frontends) == 0 {
 		want = rules.Services{} // a host whose cluster has no services is left alone
 	}
-	b.want, b.known = want, true
+	b.want, b.need, b.known = want, needsOf(want), true
 	b.shown.Store(&balanced{state: s, frontends: len(want.Frontends), problems: problems, trouble: b.shown.Load().trouble})
 }
 
 // sync makes the kernel as it should be. What goes wrong is tried again at the
 // next beat.
 func (b *balancer) sync(ctx context.Context) {
-	if !onLoopback(b.want) {
-		b.ask(b.want)
+	if !b.need.localnet {
+		b.ask()
 	}
 	err := b.kernel.Sync(ctx, b.want)
 	if err != nil {
@@ -127,7 +128,7 @@ func (b *balancer) sync(ctx context.Context) {
 		}
 		b.stale = append(b.stale, conntrack.Changed(b.done, b.want)...)
 		b.done = b.want
-		b.ask(b.done)
+		b.ask()
 	}
 	if !store.Turned(&b.trouble, err) {
 		return
@@ -142,25 +143,26 @@ func (b *balancer) sync(ctx context.Context) {
 	b.log.Info("connections to services as they should be again")
 }
 
-// ask tells the network what else s needs. The way from 127.0.0.1 to containers
-// leads back as well, unless rules are in the way: it is opened after they came
-// and closed before they go.
-func (b *balancer) ask(s rules.Services) {
-	needs := balanceNeeds{known: true, localnet: onLoopback(s)}
-	for _, p := range s.Networks {
-		if !slices.ContainsFunc(s.Hosts, p.Contains) { // else the route would lead past them
-			needs.networks = append(needs.networks, p)
-		}
-	}
-	if b.asked == nil || !reflect.DeepEqual(needs, *b.asked) {
-		b.asked = &needs
-		b.needs.put(needs)
+// ask tells the network what else want needs. The way from 127.0.0.1 to
+// containers leads back as well, unless rules are in the way: it is opened after
+// they came and closed before they go.
+func (b *balancer) ask() {
+	if b.asked == nil || !reflect.DeepEqual(b.need, *b.asked) {
+		need := b.need
+		b.asked = &need
+		b.needs.put(need)
 	}
 }
 
-// onLoopback tells whether s serves ports of 127.0.0.1.
-func onLoopback(s rules.Services) bool {
-	return slices.ContainsFunc(s.Frontends, func(f *rules.Frontend) bool { return f.Addr.IsLoopback() })
+// needsOf is what s needs of this host beside rules.
+func needsOf(s rules.Services) balanceNeeds {
+	n := balanceNeeds{known: true, localnet: slices.ContainsFunc(s.Frontends, func(f *rules.Frontend) bool { return f.Addr.IsLoopback() })}
+	for _, p := range s.Networks {
+		if !slices.ContainsFunc(s.Hosts, p.Contains) { // else the route would lead past them
+			n.networks = append(n.networks, p)
+		}
+	}
+	return n
 }
 
 // clean makes connections follow that do not by themselves: to the kernel flows

@@ -72,7 +72,8 @@ func TestHostsInTheServicesNetworkAreNotRoutedPast(t *testing.T) {
 	for want, inside := range map[string][]netip.Addr{
 		"[10.0.0.0/16 fd00:10::/112]": nil, "[fd00:10::/112]": inside, "[]": {addr("10.0.0.1"), addr("fd00:10::1")},
 	} {
-		b.ask(rules.Services{Networks: networks, Hosts: inside})
+		b.need = needsOf(rules.Services{Networks: networks, Hosts: inside})
+		b.ask()
 		if needs := <-b.needs; fmt.Sprint(needs.networks) != want {
 			t.Errorf("%v inside: routed are %v, want %s", inside, needs.networks, want)
 		}

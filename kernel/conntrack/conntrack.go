@@ -25,9 +25,11 @@ import (
 // wraps it names what is missing.
 var ErrNotSupported = errors.New("tracked connections cannot be read")
 
-// Changed returns the frontends whose connections Clean is to look at when now takes the place of was: those that lost a slot, that got their first
-// ones, and, without slots, those that are gone. After a restart, and if the
-// rules were missing for a while, was is the zero value. Pointers are compared: what did not change costs nothing more.
+// Changed returns the frontends whose connections Clean is to look at when now
+// takes the place of was: those that lost a slot, that got their first ones,
+// and, without slots, those that are gone. After a restart, and if the rules
+// were missing for a while, was is the zero value. Pointers are compared: what
+// did not change costs nothing more.
 func Changed(was, now rules.Services) []*rules.Frontend {
 	var out []*rules.Frontend
 	old := was.Frontends
